@@ -1,0 +1,1 @@
+"""chatqueue: a durable job queue for chat completions."""

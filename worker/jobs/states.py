@@ -1,0 +1,71 @@
+"""The states of a job and of a batch, and the only ways between them.
+
+The drawing in ARCHITECTURE.md shows the same table; a test compares the two. The store guards every
+step in SQL by the state it expects to find.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final
+
+
+class State(StrEnum):
+    """Where a job stands. The value is what SQL stores."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING = "waiting"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+class BatchState(StrEnum):
+    """Where a batch stands: the names of OpenAI's Batch API, as far as they can be observed here."""
+
+    VALIDATING = "validating"
+    IN_PROGRESS = "in_progress"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+
+
+class AttemptState(StrEnum):
+    """What the ledger knows of one call.
+
+    `prepared`: written with the claim; the call is made at once after it. `sent`: seen in flight.
+    `answered`: its outcome is recorded. `unsent`: given back before anything left this machine.
+    `unknown`: its worker died, so the call may have been made and may have been billed.
+    """
+
+    PREPARED = "prepared"
+    SENT = "sent"
+    ANSWERED = "answered"
+    UNSENT = "unsent"
+    UNKNOWN = "unknown"
+
+
+TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.EXPIRED}),
+    State.RUNNING: frozenset(
+        {
+            State.QUEUED,  # given back unsent, or taken over from a dead worker
+            State.WAITING,
+            State.SUCCEEDED,
+            State.FAILED,
+            State.CANCELLED,
+            State.EXPIRED,
+        }
+    ),
+    State.WAITING: frozenset({State.RUNNING, State.CANCELLED, State.EXPIRED}),
+    State.SUCCEEDED: frozenset(),
+    # A person's `retry` is the only way out of a terminal state.
+    State.FAILED: frozenset({State.QUEUED}),
+    State.CANCELLED: frozenset({State.QUEUED}),
+    State.EXPIRED: frozenset({State.QUEUED}),
+}
+
+TERMINAL: Final = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED})
+OPEN: Final = frozenset(State) - TERMINAL
+"""States in which work is still owed."""

@@ -1,0 +1,198 @@
+"""Settings: the environment or `.env`, read once, typed, frozen; every fault reported at once.
+
+The only place that reads the environment. Names are `CHATQUEUE_*`, the key is `EVOLINK_API_KEY`.
+Secrets are `SecretStr`: they appear in no repr and no log.
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Final, Self
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from worker.errors import SettingsError
+
+DIRECT: Final = "https://direct.evolink.ai"
+API: Final = "https://api.evolink.ai"
+PREFIX: Final = "CHATQUEUE_"
+
+Urls = Annotated[tuple[str, ...], NoDecode]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Each field's description is its documentation."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True, populate_by_name=True
+    )
+
+    api_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("EVOLINK_API_KEY", "api_key"),
+        description="The key of the API. Without one, the embedded stack uses the simulator.",
+    )
+    home: Path = Field(
+        Path("~/.chatqueue"),
+        description="Folder of the embedded stack: its database, its broker's files, its logs.",
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="SQLAlchemy URL: `postgresql://…` or `sqlite:///…`. Default: SQLite under the home.",
+    )
+    broker_url: SecretStr | None = Field(
+        None,
+        description="Celery broker: `redis://…`, `rediss://…` or `amqp://…`. Default: the embedded one.",
+    )
+    text_endpoints: Urls = Field(
+        (DIRECT, API), description="Base URLs for text requests, in order of preference."
+    )
+    multimodal_endpoints: Urls = Field(
+        (API, DIRECT), description="Base URLs for requests with images, in order of preference."
+    )
+    max_in_flight: int = Field(
+        256, ge=1, le=20_000, description="Calls in flight at once, per worker process."
+    )
+    interactive_slots: int = Field(
+        16, ge=1, le=1_000, description="Slots kept for single jobs, per worker process."
+    )
+    workers: int = Field(2, ge=1, le=64, description="Worker processes of the embedded stack.")
+    max_attempts: int = Field(
+        6, ge=1, le=100, description="Calls made for one job before it fails."
+    )
+    connect_timeout_seconds: Seconds = Field(
+        10.0, description="Longest wait for a connection to an endpoint."
+    )
+    idle_timeout_seconds: Seconds = Field(
+        120.0, description="Longest silence in a stream that has begun or is awaited."
+    )
+    call_timeout_seconds: Seconds = Field(
+        600.0, description="Longest time one call may take as a whole."
+    )
+    lease_seconds: Annotated[float, Field(ge=3)] = Field(
+        30.0, description="A worker unheard of for this long has its jobs taken over."
+    )
+    drain_seconds: Annotated[float, Field(ge=0)] = Field(
+        30.0, description="How long a stopping worker lets its calls finish before it gives up."
+    )
+    shift_jobs: int = Field(
+        10_000, ge=1, description="Jobs one shift claims before it hands over to the next."
+    )
+    shift_seconds: Seconds = Field(
+        60.0, description="Seconds one shift claims before it hands over to the next."
+    )
+    flower_address: str = Field("127.0.0.1", description="Address on which Flower listens.")
+    flower_port: int = Field(5555, ge=0, le=65_535, description="Port of Flower; 0 takes any.")
+    log_format: str = Field(
+        "auto",
+        pattern="^(auto|console|json)$",
+        description="`console`, `json`, or `auto`: console on a terminal, else JSON.",
+    )
+
+    @field_validator("text_endpoints", "multimodal_endpoints", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("text_endpoints", "multimodal_endpoints")
+    @classmethod
+    def _are_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("needs at least one URL")
+        for url in value:
+            parts = urlsplit(url)
+            if parts.scheme not in {"http", "https"} or not parts.hostname:
+                raise ValueError(f"{url!r} is not an http(s) URL such as {DIRECT}")
+            if parts.query or parts.fragment or parts.username:
+                raise ValueError("a base URL has no query, fragment or user name")
+        return tuple(url.rstrip("/") for url in value)
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_known_database(cls, value: SecretStr | None) -> SecretStr | None:
+        scheme = _scheme(value)
+        if scheme and scheme.partition("+")[0] not in {"sqlite", "postgresql", "postgres"}:
+            raise ValueError(f"{scheme!r} is not a database chatqueue knows: sqlite or postgresql")
+        return value
+
+    @field_validator("broker_url")
+    @classmethod
+    def _is_known_broker(cls, value: SecretStr | None) -> SecretStr | None:
+        scheme = _scheme(value)
+        known = {"redis", "rediss", "redis+socket", "valkey", "amqp", "amqps"}
+        if scheme and scheme not in known:
+            raise ValueError(f"{scheme!r} is not a broker chatqueue knows: redis or amqp")
+        return value
+
+    @field_validator("home")
+    @classmethod
+    def _is_absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """The database as SQLAlchemy takes it, with psycopg as the driver of PostgreSQL."""
+        if self.database_url is None:
+            return f"sqlite:///{self.home / 'chatqueue.db'}"
+        url = self.database_url.get_secret_value()
+        scheme, _, rest = url.partition(":")
+        return f"postgresql+psycopg:{rest}" if scheme in {"postgres", "postgresql"} else url
+
+    @property
+    def celery_broker_url(self) -> str | None:
+        """The broker as Celery takes it; None where the embedded one is to be used."""
+        if self.broker_url is None:
+            return None
+        url = self.broker_url.get_secret_value()
+        return "redis" + url[len("valkey") :] if url.startswith("valkey:") else url
+
+    def endpoints_for(self, *, multimodal: bool) -> tuple[str, ...]:
+        """The base URLs for a request's kind, in order of preference."""
+        return self.multimodal_endpoints if multimodal else self.text_endpoints
+
+    @classmethod
+    def load(cls, **overrides: object) -> Self:
+        """Read the environment and `.env`; `overrides` win. Raises SettingsError with all faults."""
+        try:
+            return cls(**overrides)  # type: ignore[arg-type]  # pydantic checks them
+        except ValidationError as error:
+            raise SettingsError([_fault(e["loc"], e["msg"]) for e in error.errors()]) from None
+
+    def environment(self) -> dict[str, str]:
+        """The process environment under which a child process reads these same settings."""
+        own = {name: _text(getattr(self, name)) for name in type(self).model_fields}
+        named = {_variable(name): text for name, text in own.items() if text is not None}
+        return {**os.environ, **named}
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings.load()
+
+
+def _variable(name: str) -> str:
+    return "EVOLINK_API_KEY" if name == "api_key" else PREFIX + name.upper()
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return None if value is None else str(value)
+
+
+def _fault(location: tuple[int | str, ...], message: str) -> str:
+    name = str(location[0]) if location else ""
+    variable = name if name.isupper() else _variable(name)
+    return f"{variable}: {message.removeprefix('Value error, ')}"
+
+
+def _scheme(url: SecretStr | None) -> str:
+    return urlsplit(url.get_secret_value()).scheme if url else ""
