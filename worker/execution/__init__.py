@@ -1,1 +1,1 @@
-""""""
+"""Executing jobs: claim, call, decide, record, report."""

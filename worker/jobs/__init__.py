@@ -1,1 +1,1 @@
-""""""
+"""Pure values: requests, states, outcomes, views."""

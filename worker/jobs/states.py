@@ -35,14 +35,13 @@ class AttemptState(StrEnum):
     """What the ledger knows of one call.
 
     `prepared`: written with the claim; the call is made at once after it. `sent`: seen in flight.
-    `answered`: its outcome is recorded. `unsent`: given back before anything left this machine.
-    `unknown`: its worker died, so the call may have been made and may have been billed.
+    `answered`: its outcome is recorded. `unknown`: its worker died or cut it off, so the call may
+    have been made and may have been billed.
     """
 
     PREPARED = "prepared"
     SENT = "sent"
     ANSWERED = "answered"
-    UNSENT = "unsent"
     UNKNOWN = "unknown"
 
 

@@ -1,1 +1,1 @@
-""""""
+"""Celery: the doorbell, a worker's tasks, and the sweep."""

@@ -1,1 +1,1 @@
-""""""
+"""What others see of the work: rows in Flower, logs."""

@@ -1,1 +1,1 @@
-""""""
+"""The API: calls, answers, streams, faults. Knows no job."""

@@ -1,0 +1,180 @@
+"""A shift: claims jobs as slots come free, until its quota or the backlog ends.
+
+Then it sees off its own tail while the next shift is already claiming. Belongs to the event loop.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from worker.errors import DatabaseError
+from worker.execution.kernel import Kernel
+from worker.execution.outage import Outage
+from worker.execution.slots import Slots
+from worker.jobs.states import State
+from worker.store.claims import Claimed
+from worker.store.records import Record
+
+CLAIM_LIMIT: Final = 500
+"""The most jobs of one claim: bounds the time its locks are held."""
+
+GATHER_SECONDS: Final = 0.02
+"""Pause between claims, in which freed slots gather: a claim costs the same for one or many."""
+
+SOON_SECONDS: Final = 30.0
+"""A shift stays for a waiting job that is due within this time."""
+
+HELD_SECONDS: Final = 0.1
+"""How soon a shift looks again for a job that is due but could not be claimed."""
+
+OUTAGE_PAUSE_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """When a shift hands over to the next: after so many jobs, or seconds of claiming."""
+
+    jobs: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class ShiftReport:
+    """What a shift did. `handed_over`: it ended by its quota, with work left."""
+
+    claimed: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    put_off: int = 0
+    seconds: float = 0.0
+    handed_over: bool = False
+
+    def count(self, record: Record | None) -> None:
+        """Add what one call came to; None: the job was taken from us meanwhile."""
+        match record.state if record else None:
+            case State.SUCCEEDED:
+                self.succeeded += 1
+            case State.FAILED:
+                self.failed += 1
+            case _:
+                self.put_off += 1
+
+    def __str__(self) -> str:
+        parts = [f"{self.succeeded} done"]
+        parts += [f"{self.failed} failed"] if self.failed else []
+        parts += [f"{self.put_off} put off"] if self.put_off else []
+        return f"{', '.join(parts)} in {self.seconds:.1f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The work a shift can claim, as its caller reaches it in SQL.
+
+    `claim(n)` claims up to n jobs; `seconds_until_due()` tells when the next waiting job can be.
+    """
+
+    claim: Callable[[int], Awaitable[list[Claimed]]]
+    seconds_until_due: Callable[[], Awaitable[float | None]]
+
+
+class Shift:
+    """One shift. `poke` tells it that there may be new work; `stop` that it must claim no more."""
+
+    def __init__(
+        self, kernel: Kernel, slots: Slots, backlog: Backlog, quota: Quota, outage: Outage
+    ) -> None:
+        self._kernel = kernel
+        self._slots = slots
+        self._backlog = backlog
+        self._quota = quota
+        self._outage = outage
+        self._poked = asyncio.Event()
+        self._stopped = False
+        self._running: set[asyncio.Task[Record | None]] = set()
+        self._started = time.monotonic()
+        self.report = ShiftReport()
+
+    def poke(self) -> None:
+        """Say that there may be new work."""
+        self._poked.set()
+
+    def stop(self) -> None:
+        """Claim no more; what is in flight goes on."""
+        self._stopped = True
+        self._poked.set()
+
+    async def claim_all(self) -> None:
+        """Keep the slots filled until the quota or the backlog ends, or `stop`."""
+        while not self._stopped:
+            if self._quota_used():
+                self.report.handed_over = True
+                return
+            await self._slots.wait_free()
+            self._poked.clear()
+            if await self._fill():
+                await asyncio.sleep(GATHER_SECONDS)
+            elif not await self._more_to_come():
+                return
+
+    async def see_off(self) -> ShiftReport:
+        """Wait for the shift's own calls."""
+        while self._running:
+            await asyncio.wait(self._running)
+        self.report.seconds = time.monotonic() - self._started
+        return self.report
+
+    def _quota_used(self) -> bool:
+        return (
+            self.report.claimed >= self._quota.jobs
+            or time.monotonic() - self._started >= self._quota.seconds
+        )
+
+    async def _fill(self) -> int:
+        """Claim jobs for the free slots and begin them; return how many."""
+        places = self._slots.take(min(CLAIM_LIMIT, self._quota.jobs - self.report.claimed))
+        claimed: list[Claimed] = []
+        try:
+            claimed = await self._backlog.claim(places)
+            self._outage.over()
+        except DatabaseError as error:
+            self._outage.note(error)
+            await asyncio.sleep(OUTAGE_PAUSE_SECONDS)
+        finally:
+            self._slots.give(places - len(claimed))
+        for one in claimed:
+            self._begin(one)
+        return len(claimed)
+
+    def _begin(self, claimed: Claimed) -> None:
+        task = self._kernel.start(claimed, self._slots.give)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        self.report.claimed += 1
+
+    def _ended(self, task: "asyncio.Task[Record | None]") -> None:
+        self._running.discard(task)
+        record = None if task.cancelled() else task.result()
+        self.report.count(record)
+        if not self._running or (record and record.state is State.WAITING):
+            self._poked.set()
+
+    async def _more_to_come(self) -> bool:
+        """With nothing to claim now: wait for what may come; False if nothing will come soon."""
+        try:
+            due = await self._backlog.seconds_until_due()
+        except DatabaseError as error:
+            self._outage.note(error)
+            await asyncio.sleep(OUTAGE_PAUSE_SECONDS)
+            return True
+        soon = due is not None and due <= SOON_SECONDS
+        if not soon and not self._running:
+            return self._poked.is_set()
+        try:
+            # A due job that could not be claimed is held back: look again, but not at once.
+            wait = max(due, HELD_SECONDS) if soon and due is not None else SOON_SECONDS
+            await asyncio.wait_for(self._poked.wait(), wait)
+        except TimeoutError:
+            pass
+        return True

@@ -1,0 +1,39 @@
+"""The database's own clock in SQL expressions.
+
+Leases and due times are set and compared by one clock, the database's, so that workers whose
+clocks differ or jump agree.
+"""
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Float, bindparam
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from worker.models import UtcDateTime
+
+
+class from_now(FunctionElement[Any]):  # noqa: N801  # reads as the SQL function it is
+    """The database's time, plus a number of seconds."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+    def __init__(self, seconds: float | ColumnElement[float] = 0.0) -> None:
+        if isinstance(seconds, int | float):
+            seconds = bindparam(None, float(seconds), Float)
+        super().__init__(seconds)
+
+
+@compiles(from_now, "postgresql")
+def _postgresql(element: from_now, compiler: SQLCompiler, **kwargs: Any) -> str:
+    seconds = compiler.process(element.clauses, **kwargs)
+    return f"(clock_timestamp() + {seconds} * interval '1 second')"
+
+
+@compiles(from_now, "sqlite")
+def _sqlite(element: from_now, compiler: SQLCompiler, **kwargs: Any) -> str:
+    # The form in which times are stored, so that text compares as time.
+    seconds = compiler.process(element.clauses, **kwargs)
+    return f"strftime('%Y-%m-%d %H:%M:%f', 'now', ({seconds}) || ' seconds')"

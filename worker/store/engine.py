@@ -1,0 +1,118 @@
+"""The connection to SQL: one `Database` per process, and how each engine is made to behave.
+
+The composition roots (`worker.execution.runtime`, `worker.client`) make one and hand it to the
+functions of this room. It never decides anything about jobs.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Final, Self
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError
+
+from worker.errors import DatabaseError
+
+BUSY_TIMEOUT_MS: Final = 30_000
+"""How long a SQLite writer waits for another process's transaction."""
+
+_READ_ONLY: Final = "chatqueue_read_only"
+
+
+class Database:
+    """An engine whose transactions are opened by intention: `write()` or `read()`.
+
+    On SQLite a write takes the write lock at its start (an upgrade in the middle would fail at
+    once under load), and the threads of a process queue for it here instead of polling the file.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.engine = _engine(url)
+        self.is_sqlite = self.engine.dialect.name == "sqlite"
+        self._turn = threading.Lock() if self.is_sqlite else nullcontext()
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that commits at the end of the block. Raises DatabaseError."""
+        with self._turn, _translated(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads, on one consistent view. Raises DatabaseError."""
+        with _translated(), self.engine.connect() as connection:
+            yield connection.execution_options(**{_READ_ONLY: True})
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what a user can mend into a DatabaseError; a fault of ours stays what it is."""
+    try:
+        yield
+    except DBAPIError as error:
+        if isinstance(error.orig, sqlite3.OperationalError) or error.connection_invalidated:
+            raise DatabaseError(f"the database cannot be used: {error.orig}") from error
+        if "OperationalError" in type(error.orig).__name__:
+            raise DatabaseError(f"the database cannot be used: {error.orig}") from error
+        raise
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite":
+            return _sqlite(url, parsed.database)
+        return _postgresql(url)
+    except (ModuleNotFoundError, NoSuchModuleError) as error:
+        raise DatabaseError(
+            "the PostgreSQL driver is not installed: pip install 'chatqueue[postgres]'"
+        ) from error
+
+
+def _postgresql(url: str) -> Engine:
+    # A worker holds three connections at most: one to claim, one to record, one to sweep.
+    return create_engine(
+        url,
+        pool_size=4,
+        max_overflow=8,
+        pool_pre_ping=True,
+        connect_args={"options": "-c timezone=UTC", "connect_timeout": 10},
+    )
+
+
+def _sqlite(url: str, path: str | None) -> Engine:
+    if path and path != ":memory:":
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    # The driver would otherwise open its own, late-locking transactions.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    # FULL: a claim and an answer that were committed survive a power cut too.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-32768"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    read_only = connection.get_execution_options().get(_READ_ONLY, False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

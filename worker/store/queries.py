@@ -1,0 +1,215 @@
+"""Reading: what the commands, the Python API and the reports show. Changes nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, Select, func, or_, select, update
+
+from worker.jobs.states import AttemptState, BatchState, State
+from worker.jobs.outcomes import ToolCall
+from worker.jobs.views import Attempt, Batch, Job
+from worker.models import attempt, batch, job, tool_call
+from worker.store.clock import from_now
+
+_BATCH_COLUMNS: Final = (
+    batch.c.id,
+    batch.c.name,
+    batch.c.queue,
+    batch.c.priority,
+    batch.c.state,
+    batch.c.total,
+    batch.c.succeeded,
+    batch.c.failed,
+    batch.c.cancelled,
+    batch.c.expired,
+    batch.c.prompt_tokens,
+    batch.c.cached_tokens,
+    batch.c.completion_tokens,
+    batch.c.reasoning_tokens,
+    batch.c.created_at,
+    batch.c.in_progress_at,
+    batch.c.finished_at,
+)
+
+_JOB_COLUMNS: Final = tuple(
+    job.c[name]
+    for name in (
+        "id",
+        "batch_id",
+        "line",
+        "custom_id",
+        "model",
+        "state",
+        "attempts",
+        "created_at",
+        "started_at",
+        "finished_at",
+        "due_at",
+        "status",
+        "request_id",
+        "finish_reason",
+        "content",
+        "reasoning_content",
+        "refusal",
+        "response",
+        "error_class",
+        "error_code",
+        "error_message",
+        "prompt_tokens",
+        "cached_tokens",
+        "completion_tokens",
+        "reasoning_tokens",
+        "total_tokens",
+    )
+)
+
+
+def get_batch(connection: Connection, batch_id: str) -> Batch | None:
+    """Read one batch; None if there is none, or it is still being submitted."""
+    rows = _batches(connection, select(*_BATCH_COLUMNS).where(batch.c.id == batch_id))
+    return rows[0] if rows else None
+
+
+def list_batches(connection: Connection, limit: int) -> list[Batch]:
+    """List the newest batches first."""
+    return _batches(connection, select(*_BATCH_COLUMNS).order_by(batch.c.id.desc()).limit(limit))
+
+
+def _batches(connection: Connection, statement: Select[Any]) -> list[Batch]:
+    shown = statement.where(batch.c.state != BatchState.VALIDATING)
+    return [Batch(*row) for row in connection.execute(shown)]
+
+
+def get_job(connection: Connection, job_id: str) -> Job | None:
+    """Read one job with everything known of it but its ledger."""
+    row = connection.execute(select(*_JOB_COLUMNS).where(job.c.id == job_id)).one_or_none()
+    if row is None:
+        return None
+    calls = connection.execute(
+        select(
+            tool_call.c.position,
+            tool_call.c.call_id,
+            tool_call.c.name,
+            tool_call.c.arguments,
+            tool_call.c.arguments_valid,
+        )
+        .where(tool_call.c.job_id == job_id)
+        .order_by(tool_call.c.position)
+    )
+    return Job(*row, tool_calls=tuple(ToolCall(*call) for call in calls))
+
+
+def get_state(connection: Connection, job_id: str) -> State | None:
+    """Read a job's state alone."""
+    found = connection.scalar(select(job.c.state).where(job.c.id == job_id))
+    return None if found is None else State(found)
+
+
+def list_attempts(connection: Connection, job_id: str) -> list[Attempt]:
+    """Read a job's ledger, in the order of its calls."""
+    columns = (
+        attempt.c.fence,
+        attempt.c.state,
+        attempt.c.endpoint,
+        attempt.c.prepared_at,
+        attempt.c.answered_at,
+        attempt.c.seconds,
+        attempt.c.first_token_seconds,
+        attempt.c.status,
+        attempt.c.request_id,
+        attempt.c.error_class,
+        attempt.c.error_code,
+        attempt.c.error_message,
+        attempt.c.maybe_billed,
+        attempt.c.prompt_tokens,
+        attempt.c.completion_tokens,
+    )
+    rows = connection.execute(
+        select(*columns).where(attempt.c.job_id == job_id).order_by(attempt.c.fence)
+    )
+    return [Attempt(*row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs to list; None: all."""
+
+    batch_id: str | None = None
+    state: State | None = None
+
+
+def list_jobs(connection: Connection, which: JobFilter, limit: int) -> list[Job]:
+    """List the newest jobs first, without their contents' tool calls."""
+    statement = select(*_JOB_COLUMNS).order_by(job.c.id.desc()).limit(limit)
+    if which.batch_id is not None:
+        statement = statement.where(job.c.batch_id == which.batch_id)
+    else:
+        visible = select(batch.c.id).where(batch.c.state != BatchState.VALIDATING)
+        statement = statement.where(or_(job.c.batch_id.is_(None), job.c.batch_id.in_(visible)))
+    if which.state is not None:
+        statement = statement.where(job.c.state == which.state)
+    return [Job(*row) for row in connection.execute(statement)]
+
+
+def count_states(connection: Connection, batch_id: str | None = None) -> dict[State, int]:
+    """Count jobs by state, of one batch or of all."""
+    statement = select(job.c.state, func.count()).group_by(job.c.state)
+    if batch_id is not None:
+        statement = statement.where(job.c.batch_id == batch_id)
+    return {State(state): count for state, count in connection.execute(statement)}
+
+
+def count_unknown(connection: Connection, batch_id: str | None = None) -> int:
+    """Count the calls whose outcome nobody knows: they may have been billed."""
+    statement = select(func.count()).where(attempt.c.state == AttemptState.UNKNOWN)
+    if batch_id is not None:
+        statement = statement.join_from(attempt, job, attempt.c.job_id == job.c.id).where(
+            job.c.batch_id == batch_id
+        )
+    return connection.scalar(statement) or 0
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroup:
+    """How many jobs of a batch have met one error, and the newest one's words."""
+
+    state: State
+    code: str
+    count: int
+    message: str
+
+
+def failure_groups(connection: Connection, batch_id: str, limit: int = 10) -> list[FailureGroup]:
+    """Group a batch's failed and waiting jobs by their error, most frequent first."""
+    count = func.count()
+    rows: Sequence[Row[Any]] = connection.execute(
+        select(job.c.state, job.c.error_code, count, func.max(job.c.error_message))
+        .where(
+            job.c.batch_id == batch_id,
+            job.c.state.in_([State.FAILED, State.WAITING]),
+            job.c.error_code.is_not(None),
+        )
+        .group_by(job.c.state, job.c.error_code)
+        .order_by(count.desc())
+        .limit(limit)
+    ).all()
+    return [FailureGroup(State(row[0]), row[1], row[2], row[3] or "") for row in rows]
+
+
+def take_reports(connection: Connection, every_seconds: float) -> list[Batch]:
+    """Take the open batches whose progress nobody has reported for that long: now it is ours."""
+    due = or_(batch.c.reported_at.is_(None), batch.c.reported_at <= from_now(-every_seconds))
+    rows = connection.execute(
+        update(batch)
+        .where(batch.c.state.in_([BatchState.IN_PROGRESS, BatchState.CANCELLING]), due)
+        .values(reported_at=from_now())
+        .returning(*_BATCH_COLUMNS)
+    )
+    return [Batch(*row) for row in rows]
+
+
+def server_time(connection: Connection) -> datetime:
+    """Read the database's clock: also the cheapest proof that it answers."""
+    return connection.execute(select(from_now())).scalar_one()

@@ -1,0 +1,391 @@
+"""Recording what calls came to: many outcomes in one transaction, each guarded by its fence.
+
+Called by the recorder of `worker.execution`. A record whose job has moved on (taken over, or
+cancelled) changes only the ledger: money spent is never silent.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, bindparam, case, delete, func, insert, select, update
+
+from worker.jobs.outcomes import Answer, Exchange, Failure, Usage
+from worker.jobs.states import TERMINAL, AttemptState, BatchState, State
+from worker.models import attempt, batch, job, tool_call
+from worker.store.clock import from_now
+
+MESSAGE_LIMIT: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one claimed job's call came to, and the state that was decided for the job.
+
+    `delay_seconds`, `diverts` and `burns_attempt` matter where `state` is waiting.
+    """
+
+    job_id: str
+    fence: int
+    batch_id: str | None
+    exchange: Exchange
+    state: State
+    delay_seconds: float = 0.0
+    diverts: int = 0
+    burns_attempt: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a transaction of records changed: the jobs that took theirs, the batches now done."""
+
+    job_ids: frozenset[str]
+    finished_batches: tuple[str, ...]
+
+
+_USAGE: Final = ("prompt", "cached", "completion", "reasoning", "total")
+_TOTALLED: Final = _USAGE[:-1]
+
+_FINISH: Final = (
+    update(job)
+    .where(
+        job.c.id == bindparam("b_id"),
+        job.c.fence == bindparam("b_fence"),
+        job.c.state == State.RUNNING,
+    )
+    .values(
+        worker_id=None,
+        finished_at=from_now(),
+        **{
+            name: bindparam(name)
+            for name in (
+                "state",
+                "status",
+                "request_id",
+                "finish_reason",
+                "content",
+                "reasoning_content",
+                "refusal",
+                "response",
+                "error_class",
+                "error_code",
+                "error_message",
+                *(f"{name}_tokens" for name in _USAGE),
+            )
+        },
+    )
+)
+
+_WAIT: Final = (
+    update(job)
+    .where(
+        job.c.id == bindparam("b_id"),
+        job.c.fence == bindparam("b_fence"),
+        job.c.state == State.RUNNING,
+    )
+    .values(
+        state=State.WAITING,
+        worker_id=None,
+        due_at=from_now(bindparam("delay_seconds")),  # type: ignore[arg-type]
+        diverts=bindparam("diverts"),
+        attempts=job.c.attempts - bindparam("unburnt"),
+        error_class=bindparam("error_class"),
+        error_code=bindparam("error_code"),
+        error_message=bindparam("error_message"),
+    )
+)
+
+_ANSWER: Final = (
+    update(attempt)
+    .where(attempt.c.job_id == bindparam("b_id"), attempt.c.fence == bindparam("b_fence"))
+    .values(
+        state=AttemptState.ANSWERED,
+        answered_at=from_now(),
+        **{
+            name: bindparam(name)
+            for name in (
+                "seconds",
+                "first_token_seconds",
+                "status",
+                "request_id",
+                "error_class",
+                "error_code",
+                "error_message",
+                "maybe_billed",
+                *(f"{name}_tokens" for name in _USAGE),
+            )
+        },
+    )
+)
+
+_COUNT: Final = (
+    update(batch)
+    .where(batch.c.id == bindparam("b_id"))
+    .values(
+        {
+            name: batch.c[name] + bindparam(f"more_{name}")
+            for name in (
+                "succeeded",
+                "failed",
+                "cancelled",
+                "expired",
+                *(f"{name}_tokens" for name in _TOTALLED),
+            )
+        }
+    )
+)
+
+
+def record(connection: Connection, records: Sequence[Record]) -> Recorded:
+    """Record outcomes. A stale one (by its fence) touches only the ledger."""
+    held = _held(connection, records)
+    live = [r for r in records if held.get(r.job_id) == r.fence]
+    finished = [r for r in live if r.state in TERMINAL]
+    waiting = [r for r in live if r.state is State.WAITING]
+    if finished:
+        connection.execute(_FINISH, [_finish_row(r) for r in finished])
+        _write_tool_calls(connection, finished)
+    if waiting:
+        connection.execute(_WAIT, [_wait_row(r) for r in waiting])
+    connection.execute(_ANSWER, [_attempt_row(r) for r in records])
+    done = _count(connection, live)
+    return Recorded(frozenset(r.job_id for r in live), done)
+
+
+def _held(connection: Connection, records: Sequence[Record]) -> dict[str, int]:
+    """Lock these jobs, always in the same order, and read the fences of those still running."""
+    rows = connection.execute(
+        select(job.c.id, job.c.fence)
+        .where(job.c.id.in_([r.job_id for r in records]), job.c.state == State.RUNNING)
+        .order_by(job.c.id)
+        .with_for_update()
+    )
+    return {row.id: row.fence for row in rows}
+
+
+def _count(connection: Connection, live: Iterable[Record]) -> tuple[str, ...]:
+    """Add to the batches' counters; return the batches that are finished by it."""
+    counters: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for one in live:
+        if one.batch_id is None:
+            continue
+        counter = counters[one.batch_id]
+        if one.state in TERMINAL:
+            counter[one.state] += 1
+        _add_usage(counter, one.exchange.outcome.usage)
+    rows = [
+        {"b_id": batch_id, **{f"more_{name}": counter[name] for name in _COUNTED}}
+        for batch_id, counter in sorted(counters.items())
+    ]
+    if not rows:
+        return ()
+    connection.execute(_COUNT, rows)
+    return finish_batches(connection, sorted(counters))
+
+
+_COUNTED: Final = (
+    State.SUCCEEDED,
+    State.FAILED,
+    State.CANCELLED,
+    State.EXPIRED,
+    *(f"{name}_tokens" for name in _TOTALLED),
+)
+
+
+def _add_usage(counter: Counter[str], usage: Usage | None) -> None:
+    if usage is not None:
+        for name in _TOTALLED:
+            counter[f"{name}_tokens"] += getattr(usage, f"{name}_tokens")
+
+
+def finish_batches(connection: Connection, batch_ids: Sequence[str]) -> tuple[str, ...]:
+    """Close those of these batches whose every job is done; return the ones closed by this."""
+    over = batch.c.succeeded + batch.c.failed + batch.c.cancelled + batch.c.expired
+    rows = connection.execute(
+        update(batch)
+        .where(
+            batch.c.id.in_(batch_ids),
+            batch.c.state.in_([BatchState.IN_PROGRESS, BatchState.CANCELLING]),
+            over >= batch.c.total,
+        )
+        .values(
+            state=case(
+                (batch.c.state == BatchState.CANCELLING, BatchState.CANCELLED),
+                else_=BatchState.COMPLETED,
+            ),
+            finished_at=from_now(),
+        )
+        .returning(batch.c.id)
+    )
+    return tuple(row.id for row in rows)
+
+
+def _usage_row(usage: Usage | None) -> dict[str, int | None]:
+    return {
+        f"{name}_tokens": None if usage is None else getattr(usage, f"{name}_tokens")
+        for name in _USAGE
+    }
+
+
+def _finish_row(one: Record) -> dict[str, Any]:
+    outcome = one.exchange.outcome
+    row = {
+        "b_id": one.job_id,
+        "b_fence": one.fence,
+        "state": one.state,
+        "status": outcome.status,
+        "request_id": outcome.request_id,
+        **_usage_row(outcome.usage),
+        **_error_row(outcome),
+    }
+    if isinstance(outcome, Answer):
+        return row | {
+            "finish_reason": outcome.finish_reason,
+            "content": outcome.content,
+            "reasoning_content": outcome.reasoning_content,
+            "refusal": outcome.refusal,
+            "response": outcome.body,
+        }
+    return row | {
+        "finish_reason": None,
+        "content": outcome.partial,
+        "reasoning_content": None,
+        "refusal": None,
+        "response": outcome.body,
+    }
+
+
+def _error_row(outcome: Answer | Failure) -> dict[str, Any]:
+    if isinstance(outcome, Answer):
+        return {"error_class": None, "error_code": None, "error_message": None}
+    return {
+        "error_class": outcome.error_class,
+        "error_code": outcome.code,
+        "error_message": outcome.message[:MESSAGE_LIMIT],
+    }
+
+
+def _wait_row(one: Record) -> dict[str, Any]:
+    return {
+        "b_id": one.job_id,
+        "b_fence": one.fence,
+        "delay_seconds": one.delay_seconds,
+        "diverts": one.diverts,
+        "unburnt": 0 if one.burns_attempt else 1,
+        **_error_row(one.exchange.outcome),
+    }
+
+
+def _attempt_row(one: Record) -> dict[str, Any]:
+    outcome = one.exchange.outcome
+    is_answer = isinstance(outcome, Answer)
+    return {
+        "b_id": one.job_id,
+        "b_fence": one.fence,
+        "seconds": one.exchange.seconds,
+        "first_token_seconds": outcome.first_token_seconds if is_answer else None,
+        "status": outcome.status,
+        "request_id": outcome.request_id,
+        "maybe_billed": False if is_answer else outcome.maybe_billed,
+        **_usage_row(outcome.usage),
+        **_error_row(outcome),
+    }
+
+
+def _write_tool_calls(connection: Connection, finished: Iterable[Record]) -> None:
+    rows = [
+        {
+            "job_id": one.job_id,
+            "position": call.index,
+            "call_id": call.call_id,
+            "name": call.name,
+            "arguments": call.arguments,
+            "arguments_valid": call.arguments_valid,
+        }
+        for one in finished
+        if isinstance(one.exchange.outcome, Answer)
+        for call in one.exchange.outcome.tool_calls
+    ]
+    if rows:
+        connection.execute(insert(tool_call), rows)
+
+
+def mark_sent(connection: Connection, claims: Sequence[tuple[str, int]]) -> None:
+    """Note in the ledger that these calls, by (job id, fence), are seen in flight."""
+    connection.execute(
+        update(attempt)
+        .where(
+            attempt.c.job_id == bindparam("b_id"),
+            attempt.c.fence == bindparam("b_fence"),
+            attempt.c.state == AttemptState.PREPARED,
+        )
+        .values(state=AttemptState.SENT),
+        [{"b_id": job_id, "b_fence": fence} for job_id, fence in claims],
+    )
+
+
+def cancel(
+    connection: Connection, *, batch_id: str | None = None, job_id: str | None = None
+) -> int:
+    """Cancel what is still open of a batch, or one job; return how many jobs it ended.
+
+    A call in flight is not recalled by this: its worker sees that it no longer holds the job.
+    """
+    which = job.c.id == job_id if job_id is not None else job.c.batch_id == batch_id
+    rows = connection.execute(
+        update(job)
+        .where(which, job.c.state.in_([State.QUEUED, State.WAITING, State.RUNNING]))
+        .values(state=State.CANCELLED, worker_id=None, finished_at=from_now())
+        .returning(job.c.batch_id)
+    ).all()
+    counts = Counter(row.batch_id for row in rows if row.batch_id)
+    for one, count in sorted(counts.items()):
+        values: dict[str, Any] = {"cancelled": batch.c.cancelled + count}
+        if batch_id is not None:
+            values["state"] = BatchState.CANCELLING
+        connection.execute(update(batch).where(batch.c.id == one).values(**values))
+        finish_batches(connection, [one])
+    return len(rows)
+
+
+def retry_failed(connection: Connection, batch_id: str) -> int:
+    """Put the failed and expired jobs of a batch back in its queue; return how many.
+
+    Their attempts stay on the books; their count of attempts begins anew.
+    """
+    again = select(job.c.id).where(
+        job.c.batch_id == batch_id, job.c.state.in_([State.FAILED, State.EXPIRED])
+    )
+    failed, expired = (
+        connection.scalar(
+            select(func.count()).where(job.c.batch_id == batch_id, job.c.state == state)
+        )
+        or 0
+        for state in (State.FAILED, State.EXPIRED)
+    )
+    if not failed + expired:
+        return 0
+    connection.execute(delete(tool_call).where(tool_call.c.job_id.in_(again)))
+    connection.execute(
+        update(job)
+        .where(job.c.id.in_(again))
+        .values(
+            state=State.QUEUED,
+            attempts=0,
+            finished_at=None,
+            response=None,
+            **{f"error_{name}": None for name in ("class", "code", "message")},
+        )
+    )
+    connection.execute(
+        update(batch)
+        .where(batch.c.id == batch_id)
+        .values(
+            state=BatchState.IN_PROGRESS,
+            failed=batch.c.failed - failed,
+            expired=batch.c.expired - expired,
+            finished_at=None,
+        )
+    )
+    return failed + expired

@@ -1,0 +1,208 @@
+"""Storing new jobs: a single one, or a batch by chunks.
+
+A batch stays `validating`, unseen by claims and listings, until `open_batch`; so a submission is
+all or nothing however long it takes, and holds no lock while it lasts.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, bindparam, delete, insert, literal, select, update
+from sqlalchemy.exc import IntegrityError
+
+from worker.jobs.ids import new_id
+from worker.jobs.states import BatchState, State
+from worker.models import batch, file, job
+from worker.store.clock import from_now
+from worker.store.engine import Database
+
+DROP_CHUNK: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A checked request, ready to be stored. `body` is its JSON text, verbatim."""
+
+    line: int
+    custom_id: str
+    body: str
+    model: str
+    multimodal: bool
+    stream: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """A batch about to be filled. `key` is unique: a second batch with it cannot be made."""
+
+    name: str
+    queue: str
+    priority: int = 0
+    key: str | None = None
+
+
+def create_batch(connection: Connection, new: NewBatch) -> str:
+    """Write a batch that nobody sees yet; return its id."""
+    batch_id = new_id("batch")
+    connection.execute(
+        insert(batch).values(
+            id=batch_id,
+            name=new.name,
+            queue=new.queue,
+            priority=new.priority,
+            state=BatchState.VALIDATING,
+            created_at=datetime.now(UTC),
+        )
+    )
+    return batch_id
+
+
+_ROW: Final = insert(job).values(
+    queue=bindparam("queue"),
+    priority=bindparam("priority"),
+    batch_id=bindparam("batch_id"),
+    id=bindparam("id"),
+    line=bindparam("line"),
+    custom_id=bindparam("custom_id"),
+    body=bindparam("body"),
+    model=bindparam("model"),
+    multimodal=bindparam("multimodal"),
+    stream=bindparam("stream"),
+    state=literal(State.QUEUED.value),
+    created_at=bindparam("created_at"),
+)
+
+
+def add_jobs(
+    database: Database, batch_id: str, new: NewBatch, jobs: Sequence[NewJob]
+) -> dict[str, int]:
+    """Store a chunk of a batch's jobs.
+
+    Returns the custom_ids that the batch already had, with the line that has them; where there
+    are any, nothing of the chunk is stored.
+    """
+    try:
+        with database.write() as connection:
+            insert_jobs(connection, batch_id, new, jobs)
+    except IntegrityError:
+        return _taken(database, batch_id, [one.custom_id for one in jobs])
+    return {}
+
+
+def insert_jobs(
+    connection: Connection, batch_id: str | None, new: NewBatch, jobs: Iterable[NewJob]
+) -> list[str]:
+    """Store jobs, queued; return their ids in order."""
+    now = datetime.now(UTC)
+    common = {"batch_id": batch_id, "queue": new.queue, "priority": new.priority, "created_at": now}
+    rows: list[dict[str, Any]] = [
+        {
+            "id": new_id("job"),
+            "line": one.line,
+            "custom_id": one.custom_id,
+            "body": one.body,
+            "model": one.model,
+            "multimodal": one.multimodal,
+            "stream": one.stream,
+            **common,
+        }
+        for one in jobs
+    ]
+    if rows:
+        connection.execute(_ROW, rows)
+    return [row["id"] for row in rows]
+
+
+def _taken(database: Database, batch_id: str, custom_ids: Sequence[str]) -> dict[str, int]:
+    with database.read() as connection:
+        rows = connection.execute(
+            select(job.c.custom_id, job.c.line).where(
+                job.c.batch_id == batch_id, job.c.custom_id.in_(custom_ids)
+            )
+        )
+        return {row.custom_id: row.line for row in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """What a batch was read from."""
+
+    name: str
+    size_bytes: int
+    lines: int
+    sha256: str
+
+
+def open_batch(
+    connection: Connection, batch_id: str, total: int, source: InputFile | None, key: str | None
+) -> None:
+    """Show the batch: its jobs can be claimed. An empty one is finished at once.
+
+    Raises sqlalchemy.exc.IntegrityError where another batch has taken the key meanwhile.
+    """
+    file_id = None if source is None else _write_file(connection, source)
+    done = total == 0
+    connection.execute(
+        update(batch)
+        .where(batch.c.id == batch_id, batch.c.state == BatchState.VALIDATING)
+        .values(
+            state=BatchState.COMPLETED if done else BatchState.IN_PROGRESS,
+            total=total,
+            key=key,
+            input_file_id=file_id,
+            in_progress_at=from_now(),
+            finished_at=from_now() if done else None,
+        )
+    )
+
+
+def _write_file(connection: Connection, source: InputFile) -> str:
+    file_id = new_id("file")
+    connection.execute(
+        insert(file).values(
+            id=file_id,
+            name=source.name,
+            bytes=source.size_bytes,
+            lines=source.lines,
+            sha256=source.sha256,
+            created_at=datetime.now(UTC),
+        )
+    )
+    return file_id
+
+
+def batch_with_key(connection: Connection, key: str) -> str | None:
+    """Return the id of the batch that was submitted under this key."""
+    return connection.scalar(select(batch.c.id).where(batch.c.key == key))
+
+
+def release_key(connection: Connection, key: str) -> None:
+    """Let a later submission use this key: the batch that has it keeps everything else."""
+    connection.execute(update(batch).where(batch.c.key == key).values(key=None))
+
+
+def drop_batch(database: Database, batch_id: str) -> None:
+    """Remove a batch that was never opened, in steps that hold the database only briefly."""
+    chunk = select(job.c.id).where(job.c.batch_id == batch_id).limit(DROP_CHUNK)
+    while True:
+        with database.write() as connection:
+            gone = connection.execute(delete(job).where(job.c.id.in_(chunk))).rowcount
+            if gone:
+                continue
+            connection.execute(
+                delete(batch).where(batch.c.id == batch_id, batch.c.state == BatchState.VALIDATING)
+            )
+            return
+
+
+def abandoned_batches(connection: Connection, older_than_seconds: float) -> list[str]:
+    """List the batches whose submission died before it opened them."""
+    rows = connection.execute(
+        select(batch.c.id).where(
+            batch.c.state == BatchState.VALIDATING,
+            batch.c.created_at < from_now(-older_than_seconds),
+        )
+    )
+    return [row.id for row in rows]
