@@ -213,9 +213,7 @@ json_values = st.recursive(
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(
-                ["choices", "message", "delta", "content", "usage", "tool_calls", "function"]
-                + ["error", "index", "created", "id", "logprobs", "prompt_tokens", "code", "name"]
-                + ["finish_reason", "arguments", "prompt_tokens_details", "reasoning"]
+                FIELDS
             ),
             inner,
             max_size=5,

@@ -99,7 +99,7 @@ class Recorder:
             except DatabaseError as error:
                 self._outage.note(error)
                 if self._closing.wait(OUTAGE_PAUSE_SECONDS):
-                    log.error("answers_lost", jobs=[one.job_id for one in records])
+                    log.critical("answers_lost", jobs=[one.job_id for one in records])
                     return _NOTHING
             except SQLAlchemyError as error:
                 return self._record_refused(records, error)

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 import uvloop
+from sqlalchemy import Connection
 
 from worker.errors import DatabaseError, SettingsError
 from worker.execution.fairness import shares
@@ -24,6 +25,7 @@ from worker.execution.outage import Outage
 from worker.execution.recorder import Recorder
 from worker.execution.shift import SOON_SECONDS, Backlog, Quota, Shift, ShiftReport
 from worker.execution.slots import Slots
+from worker.jobs.queues import BULK, INTERACTIVE
 from worker.jobs.states import State
 from worker.retry import RetryPolicy
 from worker.settings import Settings
@@ -35,8 +37,6 @@ from worker.upstream.client import Timeouts, Upstream
 
 log = structlog.get_logger(__name__)
 
-BULK: Final = "bulk"
-INTERACTIVE: Final = "interactive"
 ABANDONED_SECONDS: Final = 6 * 3600.0
 """A submission that has not ended after this long has died."""
 
@@ -47,7 +47,7 @@ T = TypeVar("T")
 class Hooks:
     """What the runtime tells its owner: ring for the next shift; these batches are finished."""
 
-    ring: Callable[[], None]
+    ring: Callable[[], object]
     batches_finished: Callable[[tuple[str, ...]], None]
 
 
@@ -83,6 +83,7 @@ class Runtime:
         self._kernel = Kernel(self._upstream, self._recorder, policy, self._endpoints)
         self._shift: Shift | None = None
         self._stopping = False
+        self._cutting: asyncio.Task[None] | None = None
         self.worker_id = self._register(name)
         self._thread.start()
 
@@ -222,7 +223,7 @@ class Runtime:
         with self.database.read() as connection:
             return claims.seconds_until_due(connection)
 
-    def _has_work(self, connection: Any) -> bool:
+    def _has_work(self, connection: Connection) -> bool:
         if claims.open_lanes(connection, BULK, INTERACTIVE):
             return True
         due = claims.seconds_until_due(connection)
@@ -280,18 +281,23 @@ class Runtime:
         if lost:
             log.info("calls_let_go", count=len(lost))
             keys = [(call.claimed.id, call.claimed.fence) for call in lost]
-            self._loop.run_in_executor(self._claims, self._forget, keys)
+            self._claims.submit(self._forget, keys)
 
     def _forget(self, keys: list[tuple[str, int]]) -> None:
-        with self.database.write() as connection:
-            claims.forget_calls(
-                connection, keys, "cancelled", "the call was cut off: its job was cancelled"
-            )
+        message = "the call was cut off: its job was cancelled"
+        try:
+            with self.database.write() as connection:
+                claims.forget_calls(connection, keys, "cancelled", message)
+        except DatabaseError as error:
+            self.outage.note(error)
 
     def _begin_drain(self, grace_seconds: float) -> None:
         if self._shift is not None:
             self._shift.stop()
-        self._loop.call_later(grace_seconds, lambda: self._loop.create_task(self._cut()))
+        self._loop.call_later(grace_seconds, self._begin_cut)
+
+    def _begin_cut(self) -> None:
+        self._cutting = self._loop.create_task(self._cut())
 
     async def _cut(self) -> None:
         """Cut every call in flight and give its job back, unburnt."""

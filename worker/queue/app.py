@@ -7,7 +7,7 @@ that a web application can have a Celery of its own.
 from typing import Any, Final
 
 from celery import Celery
-from kombu import Queue
+from kombu.entity import Exchange, Queue
 
 from worker.errors import SettingsError
 from worker.settings import Settings
@@ -42,7 +42,7 @@ def _configuration(broker: str) -> dict[str, Any]:
         "broker_connection_timeout": 5,
         "broker_pool_limit": 32,
         "broker_transport_options": _transport_options(broker),
-        "task_queues": [Queue(BULK_QUEUE), Queue(INTERACTIVE_QUEUE)],
+        "task_queues": [_queue(BULK_QUEUE), _queue(INTERACTIVE_QUEUE)],
         "task_default_queue": BULK_QUEUE,
         "task_serializer": "json",
         "accept_content": ["json"],
@@ -59,6 +59,10 @@ def _configuration(broker: str) -> dict[str, Any]:
         "worker_send_task_events": True,
         "event_queue_expires": 60,
     }
+
+
+def _queue(name: str) -> Queue:
+    return Queue(name, Exchange(name), routing_key=name)
 
 
 def _transport_options(broker: str) -> dict[str, Any]:

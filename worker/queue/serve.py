@@ -2,11 +2,13 @@
 
 import queue
 import socket
+import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
 import structlog
 from celery import signals
+from celery.exceptions import SecurityWarning
 
 from worker.execution.runtime import Hooks, Runtime
 from worker.queue.app import BULK_QUEUE, INTERACTIVE_QUEUE, create_app
@@ -53,6 +55,8 @@ def serve(settings: Settings, name: str, on_ready: Callable[[], None]) -> int:
     signals.worker_ready.connect(ready, weak=False)
     signals.worker_shutting_down.connect(shutting_down, weak=False)
     signals.setup_logging.connect(_logging_is_ours, weak=False)
+    # Celery warns root of pickle, which this app does not accept.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     try:
         app.worker_main(_arguments(settings, node))
     except SystemExit as exit_:
@@ -66,6 +70,7 @@ def serve(settings: Settings, name: str, on_ready: Callable[[], None]) -> int:
 
 def _arguments(settings: Settings, node: str) -> list[str]:
     return [
+        "--quiet",
         "worker",
         "--pool=threads",
         f"--concurrency={settings.interactive_slots + SHIFT_THREADS}",

@@ -1,14 +1,13 @@
 """Reading: what the commands, the Python API and the reports show. Changes nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, Select, func, or_, select, update
 
-from worker.jobs.states import AttemptState, BatchState, State
 from worker.jobs.outcomes import ToolCall
+from worker.jobs.states import AttemptState, BatchState, State
 from worker.jobs.views import Attempt, Batch, Job
 from worker.models import attempt, batch, job, tool_call
 from worker.store.clock import from_now
@@ -87,18 +86,7 @@ def get_job(connection: Connection, job_id: str) -> Job | None:
     row = connection.execute(select(*_JOB_COLUMNS).where(job.c.id == job_id)).one_or_none()
     if row is None:
         return None
-    calls = connection.execute(
-        select(
-            tool_call.c.position,
-            tool_call.c.call_id,
-            tool_call.c.name,
-            tool_call.c.arguments,
-            tool_call.c.arguments_valid,
-        )
-        .where(tool_call.c.job_id == job_id)
-        .order_by(tool_call.c.position)
-    )
-    return Job(*row, tool_calls=tuple(ToolCall(*call) for call in calls))
+    return _job(row, _tool_calls(connection, [job_id]))
 
 
 def get_state(connection: Connection, job_id: str) -> State | None:
@@ -110,7 +98,7 @@ def get_state(connection: Connection, job_id: str) -> State | None:
 def list_attempts(connection: Connection, job_id: str) -> list[Attempt]:
     """Read a job's ledger, in the order of its calls."""
     columns = (
-        attempt.c.fence,
+        attempt.c.fence.label("number"),
         attempt.c.state,
         attempt.c.endpoint,
         attempt.c.prepared_at,
@@ -129,7 +117,7 @@ def list_attempts(connection: Connection, job_id: str) -> list[Attempt]:
     rows = connection.execute(
         select(*columns).where(attempt.c.job_id == job_id).order_by(attempt.c.fence)
     )
-    return [Attempt(*row) for row in rows]
+    return [Attempt(**row._mapping) for row in rows]  # noqa: SLF001  # its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +139,34 @@ def list_jobs(connection: Connection, which: JobFilter, limit: int) -> list[Job]
     if which.state is not None:
         statement = statement.where(job.c.state == which.state)
     return [Job(*row) for row in connection.execute(statement)]
+
+
+def page_of_jobs(connection: Connection, batch_id: str, after: str, size: int = 500) -> list[Job]:
+    """Read the jobs of a batch that follow a job id, in the order of the input."""
+    rows = connection.execute(
+        select(*_JOB_COLUMNS)
+        .where(job.c.batch_id == batch_id, job.c.id > after)
+        .order_by(job.c.id)
+        .limit(size)
+    ).all()
+    calls = _tool_calls(connection, [row.id for row in rows])
+    return [_job(row, calls) for row in rows]
+
+
+def _job(row: Row[Any], calls: Mapping[str, Sequence[ToolCall]]) -> Job:
+    return Job(**row._mapping, tool_calls=tuple(calls.get(row.id, ())))  # noqa: SLF001  # its name
+
+
+def _tool_calls(connection: Connection, job_ids: Sequence[str]) -> dict[str, list[ToolCall]]:
+    rows = connection.execute(
+        select(tool_call)
+        .where(tool_call.c.job_id.in_(job_ids))
+        .order_by(tool_call.c.job_id, tool_call.c.position)
+    )
+    found: dict[str, list[ToolCall]] = {}
+    for job_id, *call in rows:
+        found.setdefault(job_id, []).append(ToolCall(*call))
+    return found
 
 
 def count_states(connection: Connection, batch_id: str | None = None) -> dict[State, int]:
@@ -185,7 +201,12 @@ def failure_groups(connection: Connection, batch_id: str, limit: int = 10) -> li
     """Group a batch's failed and waiting jobs by their error, most frequent first."""
     count = func.count()
     rows: Sequence[Row[Any]] = connection.execute(
-        select(job.c.state, job.c.error_code, count, func.max(job.c.error_message))
+        select(
+            job.c.state,
+            job.c.error_code,
+            count.label("jobs"),
+            func.max(job.c.error_message).label("words"),
+        )
         .where(
             job.c.batch_id == batch_id,
             job.c.state.in_([State.FAILED, State.WAITING]),
@@ -195,7 +216,9 @@ def failure_groups(connection: Connection, batch_id: str, limit: int = 10) -> li
         .order_by(count.desc())
         .limit(limit)
     ).all()
-    return [FailureGroup(State(row[0]), row[1], row[2], row[3] or "") for row in rows]
+    return [
+        FailureGroup(State(row.state), row.error_code, row.jobs, row.words or "") for row in rows
+    ]
 
 
 def take_reports(connection: Connection, every_seconds: float) -> list[Batch]:
@@ -208,8 +231,3 @@ def take_reports(connection: Connection, every_seconds: float) -> list[Batch]:
         .returning(*_BATCH_COLUMNS)
     )
     return [Batch(*row) for row in rows]
-
-
-def server_time(connection: Connection) -> datetime:
-    """Read the database's clock: also the cheapest proof that it answers."""
-    return connection.execute(select(from_now())).scalar_one()

@@ -87,7 +87,7 @@ _WAIT: Final = (
     .values(
         state=State.WAITING,
         worker_id=None,
-        due_at=from_now(bindparam("delay_seconds")),  # type: ignore[arg-type]
+        due_at=from_now(bindparam("delay_seconds")),
         diverts=bindparam("diverts"),
         attempts=job.c.attempts - bindparam("unburnt"),
         error_class=bindparam("error_class"),
@@ -279,15 +279,16 @@ def _wait_row(one: Record) -> dict[str, Any]:
 
 def _attempt_row(one: Record) -> dict[str, Any]:
     outcome = one.exchange.outcome
-    is_answer = isinstance(outcome, Answer)
+    answer = outcome if isinstance(outcome, Answer) else None
+    failure = outcome if isinstance(outcome, Failure) else None
     return {
         "b_id": one.job_id,
         "b_fence": one.fence,
         "seconds": one.exchange.seconds,
-        "first_token_seconds": outcome.first_token_seconds if is_answer else None,
+        "first_token_seconds": answer.first_token_seconds if answer else None,
         "status": outcome.status,
         "request_id": outcome.request_id,
-        "maybe_billed": False if is_answer else outcome.maybe_billed,
+        "maybe_billed": failure is not None and failure.maybe_billed,
         **_usage_row(outcome.usage),
         **_error_row(outcome),
     }

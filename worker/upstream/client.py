@@ -16,7 +16,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 from pydantic import SecretStr
 
-from worker.jobs.outcomes import Answer, Exchange, Failure, Outcome, Phase
+from worker.jobs.outcomes import Exchange, Outcome, Phase
 from worker.upstream.answers import read_answer
 from worker.upstream.faults import TransportFault, read_failure, transport_failure
 from worker.upstream.streams import StreamAssembler
@@ -137,8 +137,8 @@ class _Progress:
         self.status: int | None = None
         self.assembler: StreamAssembler | None = None
 
-    def failed(self, fault: TransportFault, message: str) -> Failure:
-        """Say what a broken call came to: what a stream has brought is kept."""
+    def failed(self, fault: TransportFault, message: str) -> Outcome:
+        """Say what a broken call came to: what a stream has brought counts, and is kept."""
         if self.assembler is not None:
             return self.assembler.broken(fault, message)
         phase = None if self.status is None else Phase.ANSWERING
@@ -174,7 +174,7 @@ def _read_reply(response: httpx.Response, body: bytes) -> Outcome:
     return read_failure(response.status_code, response.headers, body, now=datetime.now(UTC))
 
 
-async def _read_stream(response: httpx.Response, progress: _Progress) -> Answer | Failure:
+async def _read_stream(response: httpx.Response, progress: _Progress) -> Outcome:
     assembler = StreamAssembler(response.status_code, response.headers)
     progress.assembler = assembler
     size = 0

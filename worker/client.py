@@ -1,0 +1,261 @@
+"""The Python API: enqueue chat completions from any program, and read what became of them.
+
+    from worker import Client
+
+    with Client() as client:
+        job = client.submit({"model": "gpt-5.1", "messages": [{"role": "user", "content": "Hi"}]})
+        print(client.wait(job.id).content)
+
+It needs a database and a broker, not a Celery app of the program's own, and leaves that alone.
+Safe to use from any thread. The commands are built on it.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+from worker import stack
+from worker.batches import Submitted, new_job, read_lines, submit_lines
+from worker.errors import Fault, InvalidRequestsError, NotFoundError, WaitTimeoutError
+from worker.jobs.lines import RequestLine
+from worker.jobs.queues import BULK, INTERACTIVE
+from worker.jobs.requests import check_body
+from worker.jobs.states import State
+from worker.jobs.views import Attempt, Batch, Job
+from worker.queue.app import create_app
+from worker.queue.bell import Bell
+from worker.settings import Settings, settings
+from worker.store import queries, records, schema, submission
+from worker.store.engine import Database
+from worker.store.queries import FailureGroup, JobFilter
+from worker.store.submission import NewBatch
+
+Body = Mapping[str, Any] | str | bytes
+"""A chat-completion request: an object, or its JSON text, which is then sent verbatim."""
+
+T = TypeVar("T", Job, Batch)
+
+_POLL_FIRST_SECONDS: Final = 0.01
+_POLL_LAST_SECONDS: Final = 0.25
+
+
+class Client:
+    """A producer's connection to the queue. Raises SettingsError, DatabaseError, SchemaError.
+
+    Without settings it reads the environment. Without a broker set it uses the embedded stack of
+    `CHATQUEUE_HOME` if that is up; otherwise jobs are stored, and run when a stack comes up.
+    """
+
+    def __init__(self, given: Settings | None = None) -> None:
+        self.settings = _connected(given or settings())
+        self.database = Database(self.settings.sqlalchemy_url)
+        if self.settings.database_url is None:
+            schema.migrate(self.database)  # the embedded database is ours to make
+        schema.verify(self.database)
+        has_broker = self.settings.broker_url is not None
+        self._bell = Bell(create_app(self.settings)) if has_broker else None
+
+    # --- handing in -----------------------------------------------------------------------------
+
+    def submit(self, body: Body, *, priority: int = 0) -> Job:
+        """Enqueue one request on the interactive queue. Raises InvalidRequestsError."""
+        request = _checked(body)
+        new = NewBatch("", INTERACTIVE, priority)
+        with self.database.write() as connection:
+            (job_id,) = submission.insert_jobs(connection, None, new, [new_job(request, 0)])
+        if self._bell is not None:
+            self._bell.ring_job(job_id)
+        return self.get(job_id)
+
+    def submit_many(
+        self,
+        bodies: Iterable[Body],
+        *,
+        name: str = "submit_many",
+        key: str | None = None,
+        priority: int = 0,
+    ) -> Batch:
+        """Enqueue requests as one batch: all or none. Raises InvalidRequestsError.
+
+        Each is a request body or a whole line of the batch format (with `custom_id` and `body`).
+        `key` makes a repeated submission return the first batch instead of a second one.
+        """
+        lines = (_text(body) for body in bodies)
+        submitted = self.submit_lines(lines, NewBatch(name, BULK, priority, key))
+        return self.batch(submitted.batch_id)
+
+    def submit_file(
+        self,
+        path: Path,
+        *,
+        key: str | None = None,
+        priority: int = 0,
+        on_progress: Callable[[int], None] = lambda _: None,
+    ) -> Submitted:
+        """Enqueue a JSONL file as a batch: all of it or nothing. Raises InvalidRequestsError."""
+        with path.open("rb") as handle:
+            new = NewBatch(path.name, BULK, priority, key)
+            return self.submit_lines(read_lines(handle), new, on_progress)
+
+    def submit_lines(
+        self,
+        lines: Iterable[bytes],
+        new: NewBatch,
+        on_progress: Callable[[int], None] = lambda _: None,
+    ) -> Submitted:
+        """Enqueue JSONL lines as a batch. Raises InvalidRequestsError."""
+        submitted = submit_lines(self.database, lines, new, on_progress)
+        self.ring()
+        return submitted
+
+    def ring(self) -> None:
+        """Invite a worker to look for work; without it they look by themselves, a second later."""
+        if self._bell is not None:
+            self._bell.ring_shift()
+
+    # --- looking --------------------------------------------------------------------------------
+
+    def get(self, job_id: str) -> Job:
+        """Read a job. Raises NotFoundError."""
+        with self.database.read() as connection:
+            found = queries.get_job(connection, job_id)
+        if found is None:
+            raise NotFoundError(f"there is no job {job_id!r}")
+        return found
+
+    def batch(self, batch_id: str) -> Batch:
+        """Read a batch. Raises NotFoundError."""
+        with self.database.read() as connection:
+            found = queries.get_batch(connection, batch_id)
+        if found is None:
+            raise NotFoundError(f"there is no batch {batch_id!r}")
+        return found
+
+    def batches(self, limit: int = 20) -> list[Batch]:
+        """List the newest batches."""
+        with self.database.read() as connection:
+            return queries.list_batches(connection, limit)
+
+    def jobs(
+        self, *, batch_id: str | None = None, state: State | None = None, limit: int = 20
+    ) -> list[Job]:
+        """List the newest jobs, without their tool calls."""
+        with self.database.read() as connection:
+            return queries.list_jobs(connection, JobFilter(batch_id, state), limit)
+
+    def attempts(self, job_id: str) -> list[Attempt]:
+        """List every call made for a job, in order."""
+        with self.database.read() as connection:
+            return queries.list_attempts(connection, job_id)
+
+    def count(self, batch_id: str | None = None) -> dict[State, int]:
+        """Count jobs by state, of one batch or of all."""
+        with self.database.read() as connection:
+            return queries.count_states(connection, batch_id)
+
+    def unknown_outcomes(self, batch_id: str | None = None) -> int:
+        """Count the calls whose outcome nobody knows: they may have been billed."""
+        with self.database.read() as connection:
+            return queries.count_unknown(connection, batch_id)
+
+    def failures(self, batch_id: str) -> list[FailureGroup]:
+        """Group a batch's failed and waiting jobs by their error."""
+        with self.database.read() as connection:
+            return queries.failure_groups(connection, batch_id)
+
+    def results(self, batch_id: str) -> Iterator[Job]:
+        """Yield the batch's finished jobs in the order of its input."""
+        last = ""
+        while True:
+            with self.database.read() as connection:
+                page = queries.page_of_jobs(connection, batch_id, last)
+            yield from (job for job in page if job.is_finished)
+            if not page:
+                return
+            last = page[-1].id
+
+    # --- waiting --------------------------------------------------------------------------------
+
+    def wait(self, job_id: str, timeout_seconds: float | None = None) -> Job:
+        """Wait until a job is finished, however it ends. Raises NotFoundError, WaitTimeoutError."""
+        return _wait(lambda: self.get(job_id), job_id, timeout_seconds)
+
+    def wait_batch(self, batch_id: str, timeout_seconds: float | None = None) -> Batch:
+        """Wait until a batch is finished. Raises NotFoundError, WaitTimeoutError."""
+        return _wait(lambda: self.batch(batch_id), batch_id, timeout_seconds)
+
+    # --- changing -------------------------------------------------------------------------------
+
+    def cancel(self, ident: str) -> int:
+        """Cancel a job, or all that is still open of a batch; return how many jobs it ended.
+
+        A call in flight is cut off within seconds; it may have been billed. Raises NotFoundError.
+        """
+        if ident.startswith("batch_"):
+            self.batch(ident)
+            with self.database.write() as connection:
+                return records.cancel(connection, batch_id=ident)
+        self.get(ident)
+        with self.database.write() as connection:
+            return records.cancel(connection, job_id=ident)
+
+    def retry(self, batch_id: str) -> int:
+        """Run a batch's failed jobs again; return how many. Raises NotFoundError."""
+        self.batch(batch_id)
+        with self.database.write() as connection:
+            count = records.retry_failed(connection, batch_id)
+        if count:
+            self.ring()
+        return count
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _connected(given: Settings) -> Settings:
+    """Fill in the embedded stack's broker, where none is set and that stack is up."""
+    if given.broker_url is not None:
+        return given
+    info = stack.running(given)
+    return given if info is None else stack.connected(given, info.broker_url, info.simulator_url)
+
+
+def _text(body: Body) -> bytes:
+    if isinstance(body, bytes):
+        return body
+    text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
+    return text.encode()
+
+
+def _checked(body: Body) -> RequestLine:
+    text = _text(body)
+    check = check_body(text)
+    if check.faults:
+        raise InvalidRequestsError([Fault(0, place, message) for place, message in check.faults])
+    return RequestLine(
+        custom_id="",
+        body=text.decode(),
+        model=check.model,
+        stream=check.stream,
+        multimodal=check.multimodal,
+    )
+
+
+def _wait(read: Callable[[], T], ident: str, timeout_seconds: float | None) -> T:
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    pause = _POLL_FIRST_SECONDS
+    while not (found := read()).is_finished:
+        if deadline is not None and time.monotonic() >= deadline:
+            raise WaitTimeoutError(f"{ident} is not finished after {timeout_seconds} s; it goes on")
+        time.sleep(pause)
+        pause = min(pause * 1.3, _POLL_LAST_SECONDS)
+    return found
