@@ -49,7 +49,7 @@ class Client:
     """
 
     def __init__(self, given: Settings | None = None) -> None:
-        self.settings = _connected(given or settings())
+        self.settings = reach(given or settings())
         self.database = Database(self.settings.sqlalchemy_url)
         if self.settings.database_url is None:
             schema.migrate(self.database)  # the embedded database is ours to make
@@ -221,7 +221,7 @@ class Client:
         self.close()
 
 
-def _connected(given: Settings) -> Settings:
+def reach(given: Settings) -> Settings:
     """Fill in the embedded stack's broker, where none is set and that stack is up."""
     if given.broker_url is not None:
         return given

@@ -207,14 +207,17 @@ def test_a_status_other_than_success_is_never_an_answer() -> None:
     assert failure(b"", 302).code == "redirect_refused"
 
 
+FIELDS = [
+    *("choices", "message", "delta", "content", "reasoning", "tool_calls", "function", "name"),
+    *("arguments", "finish_reason", "index", "logprobs", "id", "created", "code", "error"),
+    *("usage", "prompt_tokens", "prompt_tokens_details", "cached_tokens"),
+]
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(
-                FIELDS
-            ),
+            st.sampled_from(FIELDS),
             inner,
             max_size=5,
         )

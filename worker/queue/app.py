@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from celery import Celery
 from kombu.entity import Exchange, Queue
+from kombu.exceptions import OperationalError
 
-from worker.errors import SettingsError
+from worker.errors import BrokerError, SettingsError
 from worker.settings import Settings
 
 RUN_SHIFT: Final = "chatqueue.run_shift"
@@ -78,3 +79,13 @@ def _transport_options(broker: str) -> dict[str, Any]:
     if not broker.startswith("redis+socket"):
         options["socket_keepalive"] = True
     return options
+
+
+def check_broker(settings: Settings) -> None:
+    """Connect to the broker once. Raises BrokerError."""
+    app = create_app(settings)
+    try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=0, timeout=5)
+    except (OperationalError, OSError) as error:
+        raise BrokerError(f"it cannot be reached: {error}") from error

@@ -1,0 +1,5 @@
+"""`python -m worker` is `chatqueue`."""
+
+from worker.cli import main
+
+main()

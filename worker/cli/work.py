@@ -1,0 +1,323 @@
+"""Commands that hand in work and bring back answers: run, submit, ask, results, cancel, retry."""
+
+import base64
+import hashlib
+import mimetypes
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from worker import stack
+from worker.batches import Submitted, Written, content_hash, stream_results, write_results
+from worker.cli import frame, render
+from worker.client import Client
+from worker.errors import Fault, InvalidRequestsError
+from worker.jobs import views
+from worker.jobs.states import State
+from worker.jobs.views import Batch
+from worker.settings import Settings
+from worker.store import submission
+from worker.store.submission import NewBatch
+from worker.telemetry.flower import eta_text, row_text
+
+STDIN: Final = "-"
+POLL_SECONDS: Final = 0.2
+PLAIN_EVERY_SECONDS: Final = 2.0
+
+FilePath = Annotated[Path, typer.Argument(metavar="FILE", help="JSONL requests; - reads stdin.")]
+Out = Annotated[
+    Path | None, typer.Option("-o", "--out", metavar="OUT", help="Where the answers go; - prints.")
+]
+Errors = Annotated[
+    Path | None, typer.Option("--errors", metavar="FILE", help="Where the errors go.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+Priority = Annotated[int, typer.Option(help="Higher is served first.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for function in (run, submit, ask, results, cancel, retry):
+        frame.command(app)(function)
+
+
+def run(  # noqa: PLR0913  # a command's options are its parameters
+    file: FilePath,
+    out: Out = None,
+    errors: Errors = None,
+    priority: Priority = 0,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Run everything again, though it was run before.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a file of requests: submit it, wait with a progress bar, write the results.
+
+    Starts the embedded stack for as long as it takes, unless a broker is configured or a stack is
+    up. Interrupted, the same command goes on where it stopped; nothing is paid for twice.
+    """
+    settings = Settings.load()
+    with _stack(settings) as connected, frame.client(connected) as client:
+        submitted = _submit_again(client, file, priority, fresh=fresh)
+        _show_warnings(submitted)
+        try:
+            batch = _wait(client, submitted.batch_id)
+        except KeyboardInterrupt:
+            render.note(f"interrupted: run the same command again to go on ({submitted.batch_id})")
+            sys.exit(frame.INTERRUPTED)
+        written = _write(client, batch.id, *_places(file, out, errors))
+        _summarize(client, batch, written, as_json=as_json)
+    frame.leave(frame.JOBS_FAILED if batch.done > batch.succeeded else frame.SUCCEEDED)
+
+
+def submit(
+    file: FilePath,
+    priority: Priority = 0,
+    key: Annotated[
+        str | None, typer.Option(help="Submitting under the same key again enqueues nothing.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Enqueue a file of requests and print the batch's id."""
+    with frame.client() as client:
+        submitted = _submit(client, file, key=key, priority=priority)
+        _show_warnings(submitted)
+        if as_json:
+            render.print_json(render.batch_json(client.batch(submitted.batch_id)))
+        else:
+            render.say(submitted.batch_id)
+
+
+def ask(  # noqa: PLR0913  # a command's options are its parameters
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The question; - reads stdin.")],
+    model: Annotated[str, typer.Option(help="The model.")] = "gpt-5.1",
+    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="An image's path or https URL; may be repeated.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer, in tokens.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask one question, wait, and print the answer."""
+    question = sys.stdin.read() if text == STDIN else text
+    body = _question(question, model, system, image or [], max_tokens)
+    with _stack(Settings.load(), flower=False) as connected, frame.client(connected) as client:
+        job = client.wait(client.submit(body).id)
+        if as_json:
+            render.print_json(views.as_json(job))
+        elif job.state is State.SUCCEEDED:
+            render.say(job.content or job.refusal or "")
+            for call in job.tool_calls:
+                render.say(f"{call.name}({call.arguments})")
+        else:
+            render.fail(f"{job.state}: {job.error_code}: {job.error_message} ({job.id})")
+    frame.leave(frame.SUCCEEDED if job.state is State.SUCCEEDED else frame.JOBS_FAILED)
+
+
+def results(
+    batch: Annotated[str, typer.Argument(metavar="BATCH")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="OUT", help="Where the answers go; - prints.")
+    ] = Path(STDIN),
+    errors: Errors = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a batch's results, complete or so far, in the order of its input."""
+    with frame.client() as client:
+        found = client.batch(batch)
+        place = errors or _errors_of(out)
+        written = _write(client, found.id, out, place)
+        if as_json:
+            render.print_json(render.batch_json(found) | _places_json(written))
+        elif not found.is_finished:
+            render.note(f"not complete yet: {found.done} of {found.total}")
+    frame.leave(frame.JOBS_FAILED if written.failed else frame.SUCCEEDED)
+
+
+def cancel(
+    ident: Annotated[str, typer.Argument(metavar="ID", help="A job or a batch.")],
+    as_json: AsJson = False,
+) -> None:
+    """Cancel a job, or all that is still open of a batch."""
+    with frame.client() as client:
+        count = client.cancel(ident)
+    if as_json:
+        render.print_json({"id": ident, "cancelled": count})
+    else:
+        render.say(f"{count} job{'' if count == 1 else 's'} cancelled")
+
+
+def retry(
+    batch: Annotated[str, typer.Argument(metavar="BATCH")],
+    as_json: AsJson = False,
+) -> None:
+    """Run a batch's failed jobs again."""
+    with frame.client() as client:
+        count = client.retry(batch)
+    if as_json:
+        render.print_json({"id": batch, "retried": count})
+    else:
+        render.say(f"{count} job{'' if count == 1 else 's'} back in the queue")
+
+
+# --- the embedded stack -------------------------------------------------------------------------
+
+
+@contextmanager
+def _stack(settings: Settings, *, flower: bool = True) -> Iterator[Settings]:
+    """Have a stack for the time of a command; yields the settings that reach it."""
+    if settings.broker_url is not None:
+        yield settings
+        return
+    if stack.needs_simulator(settings) and stack.running(settings) is None:
+        render.note("EVOLINK_API_KEY is not set: the local simulator answers, nothing is paid")
+    with stack.EmbeddedStack(settings, flower=flower) as embedded:
+        if embedded.info.flower_url and flower:
+            render.note(f"Flower: {embedded.info.flower_url}")
+        yield embedded.settings
+
+
+# --- submitting ---------------------------------------------------------------------------------
+
+
+def _submit(client: Client, file: Path, *, key: str | None, priority: int) -> Submitted:
+    if str(file) == STDIN:
+        new = NewBatch("stdin", "bulk", priority, key)
+        return client.submit_lines(sys.stdin.buffer, new)
+    return client.submit_file(file, key=key, priority=priority)
+
+
+def _submit_again(client: Client, file: Path, priority: int, *, fresh: bool) -> Submitted:
+    """Submit a file, or find the batch that an earlier `run` made of the same content."""
+    key = None if str(file) == STDIN else _run_key(file, client.settings)
+    if key is not None and fresh:
+        with client.database.write() as connection:
+            submission.release_key(connection, key)
+    submitted = _submit(client, file, key=key, priority=priority)
+    if submitted.existed:
+        batch = client.batch(submitted.batch_id)
+        if batch.is_finished:
+            render.note("this file was run before: no call is made (--fresh runs it again)")
+        else:
+            render.note(f"going on with {batch.id}: {batch.done} of {batch.total} are done")
+            client.ring()
+    return submitted
+
+
+def _run_key(file: Path, settings: Settings) -> str:
+    """Name a file's content and who answers it: answers of a simulator are not the API's."""
+    # The simulator's port is another one every time.
+    simulated = settings.api_key is not None and settings.api_key.get_secret_value() == "simulator"
+    who = ("simulator",) if simulated else settings.text_endpoints + settings.multimodal_endpoints
+    digest = hashlib.sha256("\n".join((content_hash(file), *sorted(set(who)))).encode())
+    return f"run:{digest.hexdigest()}"
+
+
+def _show_warnings(submitted: Submitted) -> None:
+    shown: set[str] = set()
+    for warning in submitted.warnings:
+        if warning.message not in shown:
+            render.warn(str(warning))
+        shown.add(warning.message)
+
+
+def _question(
+    text: str, model: str, system: str | None, images: list[str], max_tokens: int | None
+) -> dict[str, Any]:
+    content: Any = text
+    if images:
+        parts = [{"type": "image_url", "image_url": {"url": _image_url(one)}} for one in images]
+        content = [{"type": "text", "text": text}, *parts]
+    messages = [{"role": "system", "content": system}] if system else []
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [*messages, {"role": "user", "content": content}],
+    }
+    return body if max_tokens is None else body | {"max_tokens": max_tokens}
+
+
+def _image_url(image: str) -> str:
+    """Return an https URL as it is, and a file as a data URL."""
+    if image.startswith(("https://", "data:")):
+        return image
+    kind, _ = mimetypes.guess_type(image)
+    if kind not in {"image/png", "image/jpeg", "image/webp", "image/gif"}:
+        fault = Fault(0, "image", f"{image}: expected a png, jpeg, webp or gif file")
+        raise InvalidRequestsError([fault])
+    data = base64.b64encode(Path(image).read_bytes()).decode()
+    return f"data:{kind};base64,{data}"
+
+
+# --- waiting and writing ------------------------------------------------------------------------
+
+
+def _wait(client: Client, batch_id: str) -> Batch:
+    batch = client.batch(batch_id)
+    with render.progress_bar(batch.total) as bar:
+        pause = POLL_SECONDS if bar.is_live else PLAIN_EVERY_SECONDS
+        shown = 0.0
+        while not batch.is_finished:
+            if time.monotonic() - shown >= pause:
+                bar.show(batch, _progress_text(batch, live=bar.is_live))
+                shown = time.monotonic()
+            time.sleep(POLL_SECONDS)
+            batch = client.batch(batch_id)
+        bar.show(batch, _progress_text(batch, live=bar.is_live))
+    return batch
+
+
+def _progress_text(batch: Batch, *, live: bool) -> str:
+    now = datetime.now(UTC)
+    if not live:
+        return row_text(batch, now)
+    failed = f"{batch.failed} failed · " if batch.failed else ""
+    return f"{failed}{render.rate(batch):.0f}/s · ETA {eta_text(batch, now)}"
+
+
+def _places(file: Path, out: Path | None, errors: Path | None) -> tuple[Path, Path]:
+    """Where a run writes: unless told, beside the current folder's other files, by the name."""
+    stem = "stdin" if str(file) == STDIN else file.stem
+    good = out or Path(f"{stem}.results.jsonl")
+    return good, errors or (_errors_of(good) if out else Path(f"{stem}.errors.jsonl"))
+
+
+def _errors_of(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.errors.jsonl")
+
+
+def _write(client: Client, batch_id: str, out: Path, errors: Path) -> Written:
+    if str(out) == STDIN:
+        return stream_results(client.database, batch_id, sys.stdout)
+    return write_results(client.database, batch_id, out, errors)
+
+
+def _summarize(client: Client, batch: Batch, written: Written, *, as_json: bool) -> None:
+    unknown = client.unknown_outcomes(batch.id)
+    if as_json:
+        extra = {"unknown_outcomes": unknown, **_places_json(written)}
+        render.print_json(render.batch_json(batch) | extra)
+        return
+    render.summary(batch, client.count(batch.id), unknown)
+    if written.results:
+        render.say(f"results: {written.results}")
+    if written.errors:
+        render.say(f"errors: {written.errors}")
+    if batch.failed:
+        for group in client.failures(batch.id):
+            render.fail(f"  {group.count} x {group.code}: {group.message}")
+        render.note(f"'chatqueue retry {batch.id}' runs the failed ones again")
+
+
+def _places_json(written: Written) -> dict[str, str | None]:
+    return {
+        "results": str(written.results) if written.results else None,
+        "errors": str(written.errors) if written.errors else None,
+    }

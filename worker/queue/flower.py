@@ -1,0 +1,22 @@
+"""Flower on our broker, on loopback unless set otherwise."""
+
+from worker.queue.app import create_app
+from worker.settings import Settings
+
+MAX_TASKS = 20_000
+"""About 5 KB each in Flower's memory."""
+
+
+def serve_flower(settings: Settings) -> None:
+    """Run Flower until told to stop. Raises SettingsError where there is no broker."""
+    app = create_app(settings)
+    app.start(
+        [
+            "--quiet",
+            "flower",
+            f"--address={settings.flower_address}",
+            f"--port={settings.flower_port}",
+            f"--max-tasks={MAX_TASKS}",
+            "--task-columns=name,uuid,state,args,result,received,started,runtime,worker",
+        ]
+    )
