@@ -99,6 +99,11 @@ def test_arguments_that_came_as_an_object_become_text() -> None:
     assert call.arguments == '{"city":"Köln"}'
 
 
+def test_a_tool_call_without_a_readable_function_is_kept_by_its_id() -> None:
+    (call,) = answer(saying(tool_calls=[{"id": "c", "function": 3}, "?"])).tool_calls
+    assert (call.call_id, call.name, call.arguments) == ("c", "", "")
+
+
 def test_content_in_parts_is_joined() -> None:
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}, None]
     assert answer(saying(content=parts)).content == "Hello"
@@ -114,6 +119,7 @@ def test_content_in_parts_is_joined() -> None:
         ({"prompt_tokens": -5, "total_tokens": 10**30}, Usage(total_tokens=10**9)),
         ([], None),
         ("many", None),
+        (float("nan"), None),
     ],
 )
 def test_usage_of_any_shape_is_read_as_far_as_it_goes(usage: Any, expected: Usage | None) -> None:

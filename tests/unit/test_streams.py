@@ -59,10 +59,15 @@ TWO = [
     delta(1, finish="length"),
     DONE,
 ]
+DECLINED = [
+    delta(refusal="I can"),
+    delta(refusal="not.", tool_calls=[{"index": 0, "id": "c"}]),
+    delta(finish="stop"),
+]
 BROKEN_OFF = [delta(content="Half a ans"), b'data: {"choices": [{"ind']
 REFUSED = [delta(content="So"), b'data: {"error": {"code": "server_error", "message": "x"}}\n\n']
 PLAIN = [json.dumps({"choices": [{"message": {"content": "no stream"}}]}).encode()]
-STREAMS = [HELLO, CALLS, THOUGHT, TWO, BROKEN_OFF, REFUSED, PLAIN]
+STREAMS = [HELLO, CALLS, THOUGHT, TWO, DECLINED, BROKEN_OFF, REFUSED, PLAIN]
 
 
 def read(*pieces: bytes) -> Answer | Failure:
@@ -90,7 +95,7 @@ def test_a_stream_is_put_together_to_one_answer() -> None:
     assert (found.usage, found.request_id) == (Usage(3, 0, 2, 0, 5), "r-1")
 
 
-@pytest.mark.parametrize("stream", [HELLO, CALLS, THOUGHT, TWO])
+@pytest.mark.parametrize("stream", [HELLO, CALLS, THOUGHT, TWO, DECLINED])
 def test_the_assembled_body_read_as_a_plain_reply_gives_the_same_answer(
     stream: list[bytes],
 ) -> None:

@@ -9,10 +9,11 @@ import typer
 
 from worker import stack
 from worker.cli import frame, render
+from worker.execution.takeover import end_dead_leases
 from worker.settings import Settings
 from worker.simulator import FAULTS, Behaviour
 from worker.simulator import run as run_simulator
-from worker.stack import StackInfo, lifeline
+from worker.stack import Plan, StackInfo, lifeline
 from worker.store import schema
 from worker.store.engine import Database
 from worker.telemetry import logs
@@ -41,7 +42,13 @@ def up(
     settings = _begin()
     with Database(settings.sqlalchemy_url) as database:
         schema.migrate(database)
-    arranged = partial(stack.arrange, settings, workers=workers, flower=flower, simulator=simulator)
+
+    def arranged() -> Plan:
+        # Here no other stack of this home runs, and none can start.
+        with Database(settings.sqlalchemy_url) as database:
+            end_dead_leases(database)
+        return stack.arrange(settings, workers=workers, flower=flower, simulator=simulator)
+
     stack.supervise(settings, arranged, lifeline_fd=lifeline_fd, on_ready=_tell)
 
 
@@ -95,7 +102,7 @@ def migrate() -> None:
         render.say(f"the database went from schema {before or 'none'} to {after}")
 
 
-def simulate(  # noqa: PLR0913  # a command's options are its parameters
+def simulate(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any.")] = 8089,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     latency: Annotated[float, typer.Option(min=0, help="Median seconds of an answer.")] = 0.05,

@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
         frame.command(app)(function)
 
 
-def run(  # noqa: PLR0913  # a command's options are its parameters
+def run(
     file: FilePath,
     out: Out = None,
     errors: Errors = None,
@@ -94,7 +94,7 @@ def submit(
             render.say(submitted.batch_id)
 
 
-def ask(  # noqa: PLR0913  # a command's options are its parameters
+def ask(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The question; - reads stdin.")],
     model: Annotated[str, typer.Option(help="The model.")] = "gpt-5.1",
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,

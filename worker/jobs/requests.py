@@ -137,12 +137,16 @@ class _Messages:
 def _tool_faults(body: Mapping[str, Any]) -> list[Finding]:
     """Check the names of tools: each is given once, and the one chosen is among them."""
     tools = body.get("tools")
-    names = [_path(tool, "function", "name") for tool in tools] if isinstance(tools, list) else []
-    faults = [
-        (f"tools.{at}.function.name", f"must be unique, {_shown(name)} is used before")
-        for at, name in enumerate(names)
-        if isinstance(name, str) and name in names[:at]
-    ]
+    names: set[str] = set()
+    faults: list[Finding] = []
+    for at, tool in enumerate(tools if isinstance(tools, list) else ()):
+        name = _path(tool, "function", "name")
+        if not isinstance(name, str):
+            continue
+        if name in names:
+            fault = f"must be unique, {_shown(name)} is used before"
+            faults.append((f"tools.{at}.function.name", fault))
+        names.add(name)
     chosen = _path(body.get("tool_choice"), "function", "name")
     if isinstance(chosen, str) and chosen not in names:
         fault = f"must be the name of one of the tools, is {_shown(chosen)}"
@@ -169,7 +173,8 @@ def _all_faults(raw: bytes, errors: Sequence[ErrorDetails]) -> tuple[Finding, ..
     # A value that fits no branch of a union is reported once for each: they fall together here.
     found = dict(_finding(error, body) for error in errors)
     # A list that was tried as a list makes "is not a string" beside the fault inside it idle.
-    kept = [(field, text) for field, text in found.items() if not _holds_another(field, found)]
+    idle = {parent for field in found for parent in _parents(field)}
+    kept = [(field, text) for field, text in found.items() if field not in idle]
     if isinstance(body, dict):
         messages = body.get("messages")
         kept += _Messages(messages if isinstance(messages, list) else ()).faults
@@ -177,8 +182,10 @@ def _all_faults(raw: bytes, errors: Sequence[ErrorDetails]) -> tuple[Finding, ..
     return tuple(kept)
 
 
-def _holds_another(field: str, found: Iterable[str]) -> bool:
-    return field != "" and any(other.startswith(f"{field}.") for other in found)
+def _parents(field: str) -> Iterable[str]:
+    while "." in field:
+        field = field.rpartition(".")[0]
+        yield field
 
 
 def _finding(error: ErrorDetails, body: Any) -> Finding:

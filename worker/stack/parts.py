@@ -153,7 +153,7 @@ def broker(home: Home) -> Part:
 def _simulator(settings: Settings, port: int) -> Part:
     return Part(
         name="simulator",
-        command=(*_WORKER, "simulate", "--port", str(port)),
+        command=(*_WORKER, "simulate", "--port", str(port), "--latency=0.8", "--sigma=0.6"),
         environment=settings.environment(),
         stage=Stage.SERVICE,
         probe=partial(_listens, "127.0.0.1", port),

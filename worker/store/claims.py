@@ -7,6 +7,7 @@ is the caller's decision (`worker.execution.fairness`).
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from sqlalchemy import (
@@ -233,14 +234,23 @@ def end_leases(connection: Connection, worker_ids: Iterable[str]) -> None:
     )
 
 
-def leased_on(connection: Connection, host: str) -> dict[str, int]:
-    """Map the workers of a host that hold a lease to their process ids."""
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """A worker process that holds a lease."""
+
+    worker_id: str
+    pid: int
+    started_at: datetime
+
+
+def leased_on(connection: Connection, host: str) -> list[Leased]:
+    """List the workers of a host that hold a lease."""
     rows = connection.execute(
-        select(worker.c.id, worker.c.pid).where(
+        select(worker.c.id, worker.c.pid, worker.c.started_at).where(
             worker.c.host == host, worker.c.lease_until > from_now()
         )
     )
-    return {row.id: row.pid for row in rows}
+    return [Leased(*row) for row in rows]
 
 
 def rescue(connection: Connection, max_attempts: int, limit: int = 1_000) -> int:
