@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from sqlalchemy.exc import IntegrityError
-
 from worker.errors import Fault, InvalidRequestsError
 from worker.jobs.lines import RequestLine, check_line, is_blank
 from worker.jobs.states import State
 from worker.store import submission
-from worker.store.engine import Database
+from worker.store.engine import ConflictError, Database
 from worker.store.results import Result, results
 from worker.store.submission import InputFile, NewBatch, NewJob
 
@@ -59,7 +57,7 @@ def submit_lines(
                 intake.flush()
                 on_progress(intake.size_bytes)
         return intake.finish()
-    except IntegrityError:
+    except ConflictError:
         # The same submission was made at the same time, and was first.
         intake.drop()
         if new.key is not None and (known := _known(database, new.key)):

@@ -112,6 +112,7 @@ batch = Table(
     Column("in_progress_at", UtcDateTime),
     Column("finished_at", UtcDateTime),
     Column("reported_at", UtcDateTime),
+    Column("redrives", Integer, nullable=False, server_default="0"),
     _one_of("state", BatchState),
     CheckConstraint(
         "state = 'validating' OR succeeded + failed + cancelled + expired <= total",

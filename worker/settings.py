@@ -41,11 +41,11 @@ class Settings(BaseSettings):
     )
     database_url: SecretStr | None = Field(
         None,
-        description="SQLAlchemy URL: `postgresql://…` or `sqlite:///…`. Default: SQLite under the home.",
+        description="SQLAlchemy URL, `postgresql://…` or `sqlite:///…`. Default: SQLite in the home.",
     )
     broker_url: SecretStr | None = Field(
         None,
-        description="Celery broker: `redis://…`, `rediss://…` or `amqp://…`. Default: the embedded one.",
+        description="`redis://…`, `rediss://…`, `valkey://…` or `amqp://…`. Default: the embedded one.",
     )
     text_endpoints: Urls = Field(
         (DIRECT, API), description="Base URLs for text requests, in order of preference."
@@ -157,7 +157,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, **overrides: object) -> Self:
-        """Read the environment and `.env`; `overrides` win. Raises SettingsError with all faults."""
+        """Read the environment and `.env`; `overrides` win. Raises SettingsError, all faults."""
         try:
             return cls(**overrides)  # type: ignore[arg-type]  # pydantic checks them
         except ValidationError as error:

@@ -65,6 +65,7 @@ def upgrade() -> None:
         sa.Column("in_progress_at", TIME),
         sa.Column("finished_at", TIME),
         sa.Column("reported_at", TIME),
+        sa.Column("redrives", sa.Integer(), server_default="0", nullable=False),
         sa.CheckConstraint(
             "state = 'validating' OR succeeded + failed + cancelled + expired <= total",
             name=op.f("ck_batch_counts_within_total"),

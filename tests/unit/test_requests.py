@@ -131,6 +131,7 @@ def test_a_body_within_the_reference_has_no_faults_and_no_warnings(raw: bytes) -
         (body(stop=[7]), "stop.0", "is 7"),
         (body(tools={}), "tools", "is an object"),
         (body(tools=[{**tool(), "type": "web"}]), "tools.0.type", "function"),
+        (body(tools=[{"type": "function", "function": {}}]), "tools.0.function.name", "is missing"),
         (body(tools=[tool("a b")]), "tools.0.function.name", "A-Z a-z 0-9 _ -"),
         (body(tools=[tool("a" * 65)]), "tools.0.function.name", "…"),
         (body(tools=[tool(parameters=[])]), "tools.0.function.parameters", "JSON Schema"),

@@ -269,6 +269,14 @@ def test_what_sql_cannot_hold_is_replaced() -> None:
     assert json.loads(found.body)["choices"][0]["message"]["content"] == found.content
 
 
+def test_a_stream_without_id_and_model_and_with_an_odd_end_is_whole_all_the_same() -> None:
+    found = answer(
+        b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"\\ud800"}],"usage":NaN}\n\n'
+    )
+    assert (found.finish_reason, found.model) == ("\ufffd", None)
+    assert read_answer(200, {"x-request-id": "r-1"}, found.body.encode()) == found
+
+
 @pytest.mark.parametrize("tail", [[], [DONE], [b'data: {"choi'], [b"data: [DO"]])
 def test_a_stream_without_a_finish_reason_is_a_failure_that_keeps_what_came(
     tail: list[bytes],

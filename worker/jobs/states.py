@@ -22,7 +22,7 @@ class State(StrEnum):
 
 
 class BatchState(StrEnum):
-    """Where a batch stands: the names of OpenAI's Batch API, as far as they can be observed here."""
+    """Where a batch stands: the names of OpenAI's Batch API, as far as they can be seen here."""
 
     VALIDATING = "validating"
     IN_PROGRESS = "in_progress"

@@ -13,7 +13,11 @@ from worker.jobs.states import TERMINAL, AttemptState, BatchState, State
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch and its exact counts at one moment. Token counts include retried calls' usage."""
+    """A batch and its exact counts at one moment.
+
+    Token counts include those of calls that were retried. `redrives`: how often its failed jobs
+    were run again.
+    """
 
     id: str
     name: str
@@ -29,6 +33,7 @@ class Batch:
     cached_tokens: int
     completion_tokens: int
     reasoning_tokens: int
+    redrives: int
     created_at: datetime
     in_progress_at: datetime | None
     finished_at: datetime | None

@@ -7,6 +7,9 @@ MAX_TASKS = 20_000
 """About 5 KB each in Flower's memory."""
 
 
+COLUMNS = "name,uuid,state,args,result,received,runtime,worker"
+
+
 def serve_flower(settings: Settings) -> None:
     """Run Flower until told to stop. Raises SettingsError where there is no broker."""
     app = create_app(settings)
@@ -17,6 +20,6 @@ def serve_flower(settings: Settings) -> None:
             f"--address={settings.flower_address}",
             f"--port={settings.flower_port}",
             f"--max-tasks={MAX_TASKS}",
-            "--task-columns=name,uuid,state,args,result,received,started,runtime,worker",
+            f"--tasks_columns={COLUMNS}",
         ]
     )

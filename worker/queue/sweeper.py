@@ -82,8 +82,8 @@ class Sweeper:
             with self._app.connection_for_write() as connection:
                 dispatcher = self._app.events.Dispatcher(connection, hostname=self._node)
                 rows = BatchRows(dispatcher.send)
-                for batch in moving:
-                    rows.progress(batch)
+                for report in moving:
+                    rows.progress(report.batch, is_first=report.is_first)
                 for batch in done:
                     rows.finished(batch)
             self._broker.over()

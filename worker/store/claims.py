@@ -27,6 +27,7 @@ from worker.jobs.ids import new_id
 from worker.jobs.states import AttemptState, BatchState, State
 from worker.models import attempt, batch, job, worker
 from worker.store.clock import from_now
+from worker.store.records import finish_batches
 
 SINGLES: Final = ""
 """The lane of the jobs that belong to no batch."""
@@ -273,11 +274,13 @@ def rescue(connection: Connection, max_attempts: int, limit: int = 1_000) -> int
     poisoned = [row for row in lost if row.attempts >= max_attempts]
     _requeue(connection, [row.id for row in lost if row.attempts < max_attempts])
     _poison(connection, [row.id for row in poisoned])
-    for batch_id in {row.batch_id for row in poisoned if row.batch_id}:
+    batch_ids = sorted({row.batch_id for row in poisoned if row.batch_id})
+    for batch_id in batch_ids:
         count = sum(row.batch_id == batch_id for row in poisoned)
         connection.execute(
             update(batch).where(batch.c.id == batch_id).values(failed=batch.c.failed + count)
         )
+    finish_batches(connection, batch_ids)
     return len(lost)
 
 

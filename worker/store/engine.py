@@ -4,7 +4,6 @@ The composition roots (`worker.execution.runtime`, `worker.client`) make one and
 functions of this room. It never decides anything about jobs.
 """
 
-import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,7 +12,15 @@ from typing import Any, Final, Self
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InternalError,
+    NoSuchModuleError,
+    OperationalError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from worker.errors import DatabaseError
 
@@ -21,6 +28,17 @@ BUSY_TIMEOUT_MS: Final = 30_000
 """How long a SQLite writer waits for another process's transaction."""
 
 _READ_ONLY: Final = "chatqueue_read_only"
+
+
+class RefusedError(SQLAlchemyError):
+    """The database is well and said no: a fault of ours, or contents it cannot hold.
+
+    Its words name the kind of error only; those of its `__cause__` may quote the contents.
+    """
+
+
+class ConflictError(RefusedError):
+    """A constraint said no: a row that must be the only one of its kind, or one that cannot be."""
 
 
 class Database:
@@ -37,7 +55,10 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that commits at the end of the block. Raises DatabaseError."""
+        """A transaction that commits at the end of the block.
+
+        Raises DatabaseError where the database is away or busy, RefusedError where it says no.
+        """
         with self._turn, _translated(), self.engine.begin() as connection:
             yield connection
 
@@ -60,15 +81,25 @@ class Database:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Turn what a user can mend into a DatabaseError; a fault of ours stays what it is."""
+    """Tell apart what passes or a user can mend, and what will be refused each time it is tried.
+
+    Drivers raise errors of Python's own for a text or a number that they cannot even send.
+    """
     try:
         yield
+    except IntegrityError as error:
+        raise ConflictError(type(error.orig).__name__) from error
+    except (OperationalError, InternalError) as error:
+        # Among these: a deadlock, a full disk, a server that shuts down or became read-only.
+        raise DatabaseError(f"the database cannot be used: {error.orig}") from error
     except DBAPIError as error:
-        if isinstance(error.orig, sqlite3.OperationalError) or error.connection_invalidated:
+        if error.connection_invalidated:
             raise DatabaseError(f"the database cannot be used: {error.orig}") from error
-        if "OperationalError" in type(error.orig).__name__:
-            raise DatabaseError(f"the database cannot be used: {error.orig}") from error
-        raise
+        raise RefusedError(type(error.orig).__name__) from error
+    except PoolTimeoutError as error:
+        raise DatabaseError("the database cannot be used: no connection came free") from error
+    except (UnicodeError, OverflowError) as error:
+        raise RefusedError(type(error).__name__) from error
 
 
 def _engine(url: str) -> Engine:

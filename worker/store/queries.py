@@ -27,6 +27,7 @@ _BATCH_COLUMNS: Final = (
     batch.c.cached_tokens,
     batch.c.completion_tokens,
     batch.c.reasoning_tokens,
+    batch.c.redrives,
     batch.c.created_at,
     batch.c.in_progress_at,
     batch.c.finished_at,
@@ -221,13 +222,27 @@ def failure_groups(connection: Connection, batch_id: str, limit: int = 10) -> li
     ]
 
 
-def take_reports(connection: Connection, every_seconds: float) -> list[Batch]:
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A batch whose turn it is to be reported. `is_first`: nobody has since it was (re)driven."""
+
+    batch: Batch
+    is_first: bool
+
+
+def take_reports(connection: Connection, every_seconds: float) -> list[Report]:
     """Take the open batches whose progress nobody has reported for that long: now it is ours."""
     due = or_(batch.c.reported_at.is_(None), batch.c.reported_at <= from_now(-every_seconds))
     rows = connection.execute(
-        update(batch)
+        select(*_BATCH_COLUMNS, batch.c.reported_at.is_(None))
         .where(batch.c.state.in_([BatchState.IN_PROGRESS, BatchState.CANCELLING]), due)
-        .values(reported_at=from_now())
-        .returning(*_BATCH_COLUMNS)
-    )
-    return [Batch(*row) for row in rows]
+        .order_by(batch.c.id)
+        .with_for_update(skip_locked=True)
+    ).all()
+    if rows:
+        connection.execute(
+            update(batch)
+            .where(batch.c.id.in_([row.id for row in rows]))
+            .values(reported_at=from_now())
+        )
+    return [Report(Batch(*row[:-1]), bool(row[-1])) for row in rows]

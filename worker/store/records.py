@@ -387,6 +387,8 @@ def retry_failed(connection: Connection, batch_id: str) -> int:
             failed=batch.c.failed - failed,
             expired=batch.c.expired - expired,
             finished_at=None,
+            reported_at=None,
+            redrives=batch.c.redrives + 1,
         )
     )
     return failed + expired

@@ -15,10 +15,9 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError
 
 from worker.errors import DatabaseError, SchemaError
-from worker.store.engine import Database
+from worker.store.engine import Database, RefusedError
 
 _LOCK_NUMBER: Final = 7_215_260_051
 """The advisory lock on PostgreSQL under which one migration at a time runs."""
@@ -36,8 +35,8 @@ def migrate(database: Database) -> tuple[str | None, str]:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             after = _revision(connection)
-    except DBAPIError as error:
-        raise DatabaseError(f"the database could not be migrated: {error.orig}") from error
+    except RefusedError as error:
+        raise DatabaseError(f"the database could not be migrated: {error.__cause__}") from error
     return before, str(after)
 
 

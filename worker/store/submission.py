@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, insert, literal, select, update
-from sqlalchemy.exc import IntegrityError
 
+from worker.errors import NotFoundError
 from worker.jobs.ids import new_id
 from worker.jobs.states import BatchState, State
 from worker.models import batch, file, job
 from worker.store.clock import from_now
-from worker.store.engine import Database
+from worker.store.engine import ConflictError, Database
 
 DROP_CHUNK: Final = 10_000
 
@@ -81,13 +81,16 @@ def add_jobs(
     """Store a chunk of a batch's jobs.
 
     Returns the custom_ids that the batch already had, with the line that has them; where there
-    are any, nothing of the chunk is stored.
+    are any, nothing of the chunk is stored. Raises DatabaseError, RefusedError.
     """
     try:
         with database.write() as connection:
             insert_jobs(connection, batch_id, new, jobs)
-    except IntegrityError:
-        return _taken(database, batch_id, [one.custom_id for one in jobs])
+    except ConflictError:
+        taken = _taken(database, batch_id, [one.custom_id for one in jobs])
+        if not taken:
+            raise
+        return taken
     return {}
 
 
@@ -140,11 +143,12 @@ def open_batch(
 ) -> None:
     """Show the batch: its jobs can be claimed. An empty one is finished at once.
 
-    Raises sqlalchemy.exc.IntegrityError where another batch has taken the key meanwhile.
+    Raises ConflictError (at the end of the transaction at the latest) where another batch has
+    taken the key meanwhile, NotFoundError where the batch was dropped.
     """
     file_id = None if source is None else _write_file(connection, source)
     done = total == 0
-    connection.execute(
+    opened = connection.execute(
         update(batch)
         .where(batch.c.id == batch_id, batch.c.state == BatchState.VALIDATING)
         .values(
@@ -156,6 +160,8 @@ def open_batch(
             finished_at=from_now() if done else None,
         )
     )
+    if not opened.rowcount:
+        raise NotFoundError(f"{batch_id} was removed while it was being submitted")
 
 
 def _write_file(connection: Connection, source: InputFile) -> str:
@@ -184,8 +190,14 @@ def release_key(connection: Connection, key: str) -> None:
 
 
 def drop_batch(database: Database, batch_id: str) -> None:
-    """Remove a batch that was never opened, in steps that hold the database only briefly."""
-    chunk = select(job.c.id).where(job.c.batch_id == batch_id).limit(DROP_CHUNK)
+    """Remove a batch that was never opened, in steps that hold the database only briefly.
+
+    One that was opened is left as it is.
+    """
+    unseen = select(batch.c.id).where(
+        batch.c.id == batch_id, batch.c.state == BatchState.VALIDATING
+    )
+    chunk = select(job.c.id).where(job.c.batch_id.in_(unseen)).limit(DROP_CHUNK)
     while True:
         with database.write() as connection:
             gone = connection.execute(delete(job).where(job.c.id.in_(chunk))).rowcount

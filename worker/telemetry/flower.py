@@ -23,17 +23,19 @@ class BatchRows:
     def __init__(self, send: Send) -> None:
         self._send = send
 
-    def progress(self, batch: Batch) -> None:
-        """Show how far a batch has come. `result` is the field that Flower shows."""
-        if batch.done == 0:
-            self._event("task-received", batch)
-            self._event("task-started", batch)
+    def progress(self, batch: Batch, *, is_first: bool) -> None:
+        """Show how far a batch has come; first after it was begun, or begun again, or later."""
+        if is_first and batch.redrives:
+            # The row has ended before: only a retry leads on from an end.
+            self._event("task-retried", batch, exception="its failed jobs are run again")
+        self._begin(batch)
         self._event("task-progress", batch, result=row_text(batch, datetime.now(UTC)))
 
     def finished(self, batch: Batch) -> None:
         """Show how a batch ended. May be sent again: it says the same."""
         text = row_text(batch, datetime.now(UTC))
         seconds = _seconds(batch, datetime.now(UTC))
+        self._begin(batch)
         if batch.state is BatchState.CANCELLED:
             self._event("task-progress", batch, result=text)
             self._event("task-revoked", batch, terminated=False, expired=False)
@@ -42,9 +44,12 @@ class BatchRows:
         else:
             self._event("task-succeeded", batch, result=text, runtime=seconds)
 
-    def begun_again(self, batch: Batch) -> None:
-        """Take a row out of its end: only a retry leads on from there."""
-        self._event("task-retried", batch, exception="failed jobs are run again")
+    def _begin(self, batch: Batch) -> None:
+        """Tell when it began: to a Flower that knows, the same again."""
+        received = batch.created_at.timestamp()
+        started = (batch.in_progress_at or batch.created_at).timestamp()
+        self._event("task-received", batch, timestamp=received)
+        self._event("task-started", batch, timestamp=started)
 
     def _event(self, kind: str, batch: Batch, **fields: Any) -> None:
         self._send(

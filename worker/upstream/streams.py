@@ -224,10 +224,10 @@ class _Picture:
 
     def add(self, reply: Reply) -> bool:
         """Add one event; whether it said anything."""
-        if self.id is None:
-            self.id = reply.id
-        if self.model is None:
-            self.model = reply.model
+        if self.id is None and reply.id:
+            self.id = storable(reply.id)
+        if self.model is None and reply.model:
+            self.model = storable(reply.model)
         if self.created is None:
             self.created = reply.created
         if bytes(reply.usage) != _NOTHING:
@@ -255,11 +255,11 @@ class _Picture:
             self._body(),
             status,
             request_id,
-            storable(self.model) if self.model else self.model,
+            self.model,
             message.content,
             message.reasoning_content,
             message.refusal,
-            storable(first.finish) if first.finish else None,
+            first.finish,
             tool_calls(message.tool_calls) if message.tool_calls else (),
             read_usage(self.usage),
         )
@@ -274,11 +274,11 @@ class _Picture:
         return [self.choices[index] for index in sorted(self.choices)]
 
     def _body(self) -> str:
-        body = {
-            "id": storable(self.id or ""),
+        body: dict[str, Any] = {
+            "id": self.id,
             "object": "chat.completion",
             "created": self.created or 0,
-            "model": storable(self.model or ""),
+            "model": self.model,
             "choices": [parts.as_json() for parts in self._ordered()],
         }
         if bytes(self.usage) != _NOTHING:
@@ -303,7 +303,7 @@ class _Parts:
     def add(self, choice: Choice) -> bool:
         """Add one event's piece; whether it said anything."""
         if choice.finish_reason:
-            self.finish = choice.finish_reason
+            self.finish = storable(choice.finish_reason)
         if bytes(choice.logprobs) != _NOTHING:
             self.logprobs.append(choice.logprobs)
         delta = choice.delta or choice.message
