@@ -61,11 +61,18 @@ def decide(
             delay = max(wait, backoff(attempts, policy, rng)) if went_round else 0.0
             return TryAgain(delay, divert=endpoints > 1)
         case ErrorClass.RETRY:
-            if failure.retry_after_seconds is not None:
-                return TryAgain(_spread(failure.retry_after_seconds, rng))
-            # A second failure in a row of the same endpoint: let another one try.
-            divert = endpoints > 1 and attempts > 1
-            return TryAgain(backoff(attempts, policy, rng), divert=divert)
+            return _retry(failure, attempts, policy, endpoints, rng)
+
+
+def _retry(
+    failure: Failure, attempts: int, policy: RetryPolicy, endpoints: int, rng: random.Random
+) -> TryAgain:
+    # A rate limit is the key's, whichever endpoint said it; anything else another may do better.
+    if endpoints > 1 and attempts > 1 and failure.status != 429:
+        return TryAgain(backoff(attempts, policy, rng), divert=True)
+    if failure.retry_after_seconds is not None:
+        return TryAgain(_spread(failure.retry_after_seconds, rng))
+    return TryAgain(backoff(attempts, policy, rng))
 
 
 def backoff(attempts: int, policy: RetryPolicy, rng: random.Random) -> float:

@@ -41,11 +41,11 @@ class Settings(BaseSettings):
     )
     database_url: SecretStr | None = Field(
         None,
-        description="SQLAlchemy URL, `postgresql://…` or `sqlite:///…`. Default: SQLite in the home.",
+        description="`postgresql://…` or `sqlite:///…`. Default: SQLite in the home.",
     )
     broker_url: SecretStr | None = Field(
         None,
-        description="`redis://…`, `rediss://…`, `valkey://…` or `amqp://…`. Default: the embedded one.",
+        description="`redis://…`, `rediss://…`, `valkey://…`, `amqp://…`. Default: embedded.",
     )
     text_endpoints: Urls = Field(
         (DIRECT, API), description="Base URLs for text requests, in order of preference."

@@ -109,7 +109,10 @@ def ask(
     """Ask one question, wait, and print the answer."""
     question = sys.stdin.read() if text == STDIN else text
     body = _question(question, model, system, image or [], max_tokens)
-    with _stack(Settings.load(), flower=False) as connected, frame.client(connected) as client:
+    with (
+        _stack(Settings.load(), workers=1, flower=False) as connected,
+        frame.client(connected) as client,
+    ):
         job = client.wait(client.submit(body).id)
         if as_json:
             render.print_json(views.as_json(job))
@@ -172,14 +175,16 @@ def retry(
 
 
 @contextmanager
-def _stack(settings: Settings, *, flower: bool = True) -> Iterator[Settings]:
+def _stack(
+    settings: Settings, *, workers: int | None = None, flower: bool = True
+) -> Iterator[Settings]:
     """Have a stack for the time of a command; yields the settings that reach it."""
     if settings.broker_url is not None:
         yield settings
         return
     if stack.needs_simulator(settings) and stack.running(settings) is None:
         render.note("EVOLINK_API_KEY is not set: the local simulator answers, nothing is paid")
-    with stack.EmbeddedStack(settings, flower=flower) as embedded:
+    with stack.EmbeddedStack(settings, workers=workers, flower=flower) as embedded:
         if embedded.info.flower_url and flower:
             render.note(f"Flower: {embedded.info.flower_url}")
         yield embedded.settings
