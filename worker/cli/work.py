@@ -5,7 +5,7 @@ import hashlib
 import mimetypes
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,11 +63,11 @@ def run(
     up. Interrupted, the same command goes on where it stopped; nothing is paid for twice.
     """
     settings = Settings.load()
-    with _stack(settings) as connected, frame.client(connected) as client:
-        submitted = _submit_again(client, file, priority, fresh=fresh)
+    with frame.client(settings) as client:
+        submitted = _submit_again(client, settings, file, priority, fresh=fresh)
         _show_warnings(submitted)
         try:
-            batch = _wait(client, submitted.batch_id)
+            batch = _finish(client, settings, submitted.batch_id)
         except KeyboardInterrupt:
             render.note(f"interrupted: run the same command again to go on ({submitted.batch_id})")
             sys.exit(frame.INTERRUPTED)
@@ -110,7 +110,7 @@ def ask(
     question = sys.stdin.read() if text == STDIN else text
     body = _question(question, model, system, image or [], max_tokens)
     with (
-        _stack(Settings.load(), workers=1, flower=False) as connected,
+        _stack(Settings.load(), workers=1, flower=False) as (connected, _),
         frame.client(connected) as client,
     ):
         job = client.wait(client.submit(body).id)
@@ -177,17 +177,20 @@ def retry(
 @contextmanager
 def _stack(
     settings: Settings, *, workers: int | None = None, flower: bool = True
-) -> Iterator[Settings]:
-    """Have a stack for the time of a command; yields the settings that reach it."""
+) -> Iterator[tuple[Settings, Callable[[], None]]]:
+    """Have a stack for the time of a command.
+
+    Yields the settings that reach it, and a check that raises StackError once it is gone.
+    """
     if settings.broker_url is not None:
-        yield settings
+        yield settings, lambda: None
         return
     if stack.needs_simulator(settings) and stack.running(settings) is None:
         render.note("EVOLINK_API_KEY is not set: the local simulator answers, nothing is paid")
     with stack.EmbeddedStack(settings, workers=workers, flower=flower) as embedded:
         if embedded.info.flower_url and flower:
             render.note(f"Flower: {embedded.info.flower_url}")
-        yield embedded.settings
+        yield embedded.settings, embedded.check
 
 
 # --- submitting ---------------------------------------------------------------------------------
@@ -200,9 +203,11 @@ def _submit(client: Client, file: Path, *, key: str | None, priority: int) -> Su
     return client.submit_file(file, key=key, priority=priority)
 
 
-def _submit_again(client: Client, file: Path, priority: int, *, fresh: bool) -> Submitted:
+def _submit_again(
+    client: Client, settings: Settings, file: Path, priority: int, *, fresh: bool
+) -> Submitted:
     """Submit a file, or find the batch that an earlier `run` made of the same content."""
-    key = None if str(file) == STDIN else _run_key(file, client.settings)
+    key = None if str(file) == STDIN else _run_key(file, settings)
     if key is not None and fresh:
         with client.database.write() as connection:
             submission.release_key(connection, key)
@@ -219,8 +224,7 @@ def _submit_again(client: Client, file: Path, priority: int, *, fresh: bool) -> 
 
 def _run_key(file: Path, settings: Settings) -> str:
     """Name a file's content and who answers it: answers of a simulator are not the API's."""
-    # The simulator's port is another one every time.
-    simulated = settings.api_key is not None and settings.api_key.get_secret_value() == "simulator"
+    simulated = stack.needs_simulator(settings)
     who = ("simulator",) if simulated else settings.text_endpoints + settings.multimodal_endpoints
     digest = hashlib.sha256("\n".join((content_hash(file), *sorted(set(who)))).encode())
     return f"run:{digest.hexdigest()}"
@@ -264,8 +268,16 @@ def _image_url(image: str) -> str:
 # --- waiting and writing ------------------------------------------------------------------------
 
 
-def _wait(client: Client, batch_id: str) -> Batch:
+def _finish(client: Client, settings: Settings, batch_id: str) -> Batch:
+    """Wait for a batch, with a stack to run it; one that is finished needs none."""
     batch = client.batch(batch_id)
+    if batch.is_finished:
+        return batch
+    with _stack(settings) as (_, check):
+        return _wait(client, batch, check)
+
+
+def _wait(client: Client, batch: Batch, check: Callable[[], None]) -> Batch:
     with render.progress_bar(batch.total) as bar:
         pause = POLL_SECONDS if bar.is_live else PLAIN_EVERY_SECONDS
         shown = 0.0
@@ -274,7 +286,8 @@ def _wait(client: Client, batch_id: str) -> Batch:
                 bar.show(batch, _progress_text(batch, live=bar.is_live))
                 shown = time.monotonic()
             time.sleep(POLL_SECONDS)
-            batch = client.batch(batch_id)
+            check()
+            batch = client.batch(batch.id)
         bar.show(batch, _progress_text(batch, live=bar.is_live))
     return batch
 

@@ -17,11 +17,11 @@ from worker.jobs.states import State
 from worker.store.claims import Claimed
 from worker.store.records import Record
 
-CLAIM_LIMIT: Final = 500
-"""The most jobs of one claim: bounds the time its locks are held."""
+CLAIM_LIMIT: Final = 100
+"""The most jobs of one claim: while they are begun, the next ones are being claimed."""
 
-GATHER_SECONDS: Final = 0.02
-"""Pause between claims, in which freed slots gather: a claim costs the same for one or many."""
+GATHER_SECONDS: Final = 0.2
+"""How long freed slots may gather: a claim costs about the same for one or many."""
 
 SOON_SECONDS: Final = 30.0
 """A shift stays for a waiting job that is due within this time."""
@@ -111,11 +111,9 @@ class Shift:
             if self._quota_used():
                 self.report.handed_over = True
                 return
-            await self._slots.wait_free()
+            await self._slots.wait_free(GATHER_SECONDS)
             self._poked.clear()
-            if await self._fill():
-                await asyncio.sleep(GATHER_SECONDS)
-            elif not await self._more_to_come():
+            if not await self._fill() and not await self._more_to_come():
                 return
 
     async def see_off(self) -> ShiftReport:

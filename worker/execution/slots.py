@@ -1,6 +1,11 @@
 """How many calls a process may have in flight. Belongs to the event loop."""
 
 import asyncio
+import contextlib
+from typing import Final
+
+GATHERED_SHARE: Final = 50
+"""One part in so many of the places is worth a claim of its own."""
 
 
 class Slots:
@@ -10,6 +15,7 @@ class Slots:
         self.capacity = capacity
         self._free = capacity
         self._freed = asyncio.Event()
+        self._enough = 1
         self._freed.set()
 
     @property
@@ -33,9 +39,22 @@ class Slots:
     def give(self, count: int = 1) -> None:
         """Give places back."""
         self._free += count
-        if self._free:
+        if self._free >= self._enough:
             self._freed.set()
 
-    async def wait_free(self) -> None:
-        """Wait until a place is free; it may be gone again for whoever does not take it at once."""
+    async def wait_free(self, gather_seconds: float = 0.0) -> None:
+        """Wait until places are free; with time to gather, until there are some at once.
+
+        Some is a fiftieth of the capacity: so few idle places are not missed, and whoever fills
+        them pays once for many. They may be gone for whoever does not take them at once.
+        """
+        self._enough = max(1, self.capacity // GATHERED_SHARE)
+        if self._free < self._enough:
+            self._freed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._freed.wait(), gather_seconds)
+        self._enough = 1
+        if self._free:
+            return
+        self._freed.clear()
         await self._freed.wait()

@@ -55,6 +55,7 @@ class Sweeper:
         self._thread.join()
 
     def _run(self) -> None:
+        self._sweep()
         while not self._stop.wait(EVERY_SECONDS):
             self._sweep()
         self._sweep()
@@ -79,7 +80,7 @@ class Sweeper:
         if not moving and not done:
             return
         try:
-            with self._app.connection_for_write() as connection:
+            with self._app.pool.acquire(block=True) as connection:
                 dispatcher = self._app.events.Dispatcher(connection, hostname=self._node)
                 rows = BatchRows(dispatcher.send)
                 for report in moving:

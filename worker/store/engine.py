@@ -19,6 +19,7 @@ from sqlalchemy.exc import (
     NoSuchModuleError,
     OperationalError,
     SQLAlchemyError,
+    StatementError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -98,7 +99,7 @@ def _translated() -> Iterator[None]:
         raise RefusedError(type(error.orig).__name__) from error
     except PoolTimeoutError as error:
         raise DatabaseError("the database cannot be used: no connection came free") from error
-    except (UnicodeError, OverflowError) as error:
+    except (StatementError, UnicodeError, OverflowError) as error:
         raise RefusedError(type(error).__name__) from error
 
 

@@ -47,6 +47,21 @@ class Recorded:
 _USAGE: Final = ("prompt", "cached", "completion", "reasoning", "total")
 _TOTALLED: Final = _USAGE[:-1]
 
+_OUTCOME: Final = (
+    "status",
+    "request_id",
+    "finish_reason",
+    "content",
+    "reasoning_content",
+    "refusal",
+    "response",
+    "error_class",
+    "error_code",
+    "error_message",
+    *(f"{name}_tokens" for name in _USAGE),
+)
+"""The columns of a job that say how its last call ended."""
+
 _FINISH: Final = (
     update(job)
     .where(
@@ -57,23 +72,7 @@ _FINISH: Final = (
     .values(
         worker_id=None,
         finished_at=from_now(),
-        **{
-            name: bindparam(name)
-            for name in (
-                "state",
-                "status",
-                "request_id",
-                "finish_reason",
-                "content",
-                "reasoning_content",
-                "refusal",
-                "response",
-                "error_class",
-                "error_code",
-                "error_message",
-                *(f"{name}_tokens" for name in _USAGE),
-            )
-        },
+        **{name: bindparam(name) for name in ("state", *_OUTCOME)},
     )
 )
 
@@ -355,6 +354,8 @@ def retry_failed(connection: Connection, batch_id: str) -> int:
 
     Their attempts stay on the books; their count of attempts begins anew.
     """
+    # Two of these at once would both count the same jobs: one waits here for the other.
+    connection.execute(select(batch.c.id).where(batch.c.id == batch_id).with_for_update())
     again = select(job.c.id).where(
         job.c.batch_id == batch_id, job.c.state.in_([State.FAILED, State.EXPIRED])
     )
@@ -375,8 +376,7 @@ def retry_failed(connection: Connection, batch_id: str) -> int:
             state=State.QUEUED,
             attempts=0,
             finished_at=None,
-            response=None,
-            **{f"error_{name}": None for name in ("class", "code", "message")},
+            **dict.fromkeys(_OUTCOME),
         )
     )
     connection.execute(

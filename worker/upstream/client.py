@@ -69,6 +69,7 @@ class Upstream:
             "Accept-Encoding": "identity",
             "User-Agent": "chatqueue",
         }
+        self._urls: dict[str, httpx.URL] = {}
         self._tls = httpx.create_ssl_context()
         self._transport = AiohttpTransport(client=self._session)
 
@@ -105,11 +106,18 @@ class Upstream:
         silence = self._timeouts.idle if stream else self._timeouts.call
         return httpx.Request(
             "POST",
-            endpoint + PATH,
+            self._url(endpoint),
             headers={**self._headers, "Idempotency-Key": idempotency_key},
             content=body.encode(),
             extensions={"timeout": {"connect": self._timeouts.connect, "read": silence}},
         )
+
+    def _url(self, endpoint: str) -> httpx.URL:
+        # There are few endpoints and many calls, and a URL takes long to parse.
+        url = self._urls.get(endpoint)
+        if url is None:
+            url = self._urls[endpoint] = httpx.URL(endpoint + PATH)
+        return url
 
     async def _exchange(
         self, request: httpx.Request, progress: "_Progress", *, stream: bool
