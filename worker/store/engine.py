@@ -4,6 +4,7 @@ The composition roots (`worker.execution.runtime`, `worker.client`) make one and
 functions of this room. It never decides anything about jobs.
 """
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -65,7 +66,10 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that only reads, on one consistent view. Raises DatabaseError."""
+        """A transaction that only reads: on SQLite one view, on PostgreSQL one per statement.
+
+        Raises DatabaseError, RefusedError.
+        """
         with _translated(), self.engine.connect() as connection:
             yield connection.execution_options(**{_READ_ONLY: True})
 
@@ -94,7 +98,8 @@ def _translated() -> Iterator[None]:
         # Among these: a deadlock, a full disk, a server that shuts down or became read-only.
         raise DatabaseError(f"the database cannot be used: {error.orig}") from error
     except DBAPIError as error:
-        if error.connection_invalidated:
+        # The bare class is what SQLite raises for a file that is no database, or a broken one.
+        if error.connection_invalidated or type(error.orig) is sqlite3.DatabaseError:
             raise DatabaseError(f"the database cannot be used: {error.orig}") from error
         raise RefusedError(type(error.orig).__name__) from error
     except PoolTimeoutError as error:
@@ -128,7 +133,10 @@ def _postgresql(url: str) -> Engine:
 
 def _sqlite(url: str, path: str | None) -> Engine:
     if path and path != ":memory:":
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatabaseError(f"the database's folder cannot be made: {error}") from error
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

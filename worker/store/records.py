@@ -138,6 +138,8 @@ _COUNT: Final = (
 
 def record(connection: Connection, records: Sequence[Record]) -> Recorded:
     """Record outcomes. A stale one (by its fence) touches only the ledger."""
+    if not records:
+        return Recorded(frozenset(), ())
     held = _held(connection, records)
     live = [r for r in records if held.get(r.job_id) == r.fence]
     finished = [r for r in live if r.state in TERMINAL]

@@ -1,0 +1,421 @@
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+from sqlalchemy import text, update
+
+from tests.contract.acts import (
+    ENDPOINT,
+    all_at_once,
+    batch_of,
+    cancel,
+    claim,
+    claim_due,
+    claim_one,
+    claim_singles,
+    enlist,
+    fill_batch,
+    ids,
+    job_ids,
+    job_of,
+    lanes,
+    ledger,
+    lose,
+    outcome_of,
+    put,
+    put_off,
+    raw_job,
+    rescue,
+    submit_batch,
+    submit_single,
+)
+from worker.jobs.states import AttemptState, BatchState, State
+from worker.models import batch, job
+from worker.store import claims
+from worker.store.claims import SINGLES, Claimed, Lane
+from worker.store.engine import Database
+
+
+def test_threads_claiming_one_lane_never_get_the_same_job_and_leave_none(
+    database: Database,
+) -> None:
+    batch_id = submit_batch(database, 200)
+    workers = [enlist(database) for _ in range(5)]
+
+    def drain(worker_id: str) -> list[Claimed]:
+        found: list[Claimed] = []
+        while claimed := claim(database, worker_id, **{batch_id: 7}):
+            found += claimed
+        return found
+
+    taken = all_at_once(*(lambda worker_id=one: drain(worker_id) for one in workers))
+    everything = [one.id for claimed in taken for one in claimed]
+    # Rows that another claim holds are skipped, so one may end early: a last look takes the rest.
+    everything += ids(drain(workers[0]))
+    assert sorted(everything) == job_ids(database, batch_id)
+    for worker_id, claimed in zip(workers[1:], taken[1:], strict=True):
+        assert {raw_job(database, one.id)["worker_id"] for one in claimed} <= {worker_id}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 100])
+def test_a_claim_takes_exactly_its_share_whatever_the_planner_knows(
+    database: Database, size: int
+) -> None:
+    batch_id = submit_batch(database, size + 3)
+    worker_id = enlist(database)
+    with database.write() as connection:
+        connection.execute(text("ANALYZE"))
+    assert len(claim(database, worker_id, **{batch_id: size})) == size
+    assert len(claim(database, worker_id, **{batch_id: 100})) == 3
+
+
+def test_a_claim_brings_what_the_call_needs_and_marks_the_job_as_running(
+    database: Database,
+) -> None:
+    batch_id = submit_batch(database, 1)
+    worker_id = enlist(database)
+    (claimed,) = claim(database, worker_id, **{batch_id: 5})
+    assert claimed == Claimed(
+        id=job_ids(database, batch_id)[0], fence=1, batch_id=batch_id, body="{}", model="gpt-5.1",
+        multimodal=False, stream=False, attempts=1, diverts=0,
+    )  # fmt: skip
+    row = raw_job(database, claimed.id)
+    assert (row["state"], row["worker_id"], row["due_at"]) == (State.RUNNING, worker_id, None)
+    assert abs(row["started_at"] - datetime.now(UTC)) < timedelta(seconds=30)
+
+
+def test_the_ledger_has_a_row_for_each_claim_before_any_call(database: Database) -> None:
+    batch_id = submit_batch(database, 3)
+    worker_id = enlist(database)
+    for one in claim(database, worker_id, **{batch_id: 3}):
+        (row,) = ledger(database, one.id)
+        assert row["fence"] == one.fence
+        assert (row["state"], row["worker_id"]) == (AttemptState.PREPARED, worker_id)
+        assert (row["endpoint"], row["answered_at"]) == (ENDPOINT, None)
+
+
+def test_a_claim_that_fails_before_it_commits_leaves_the_jobs_as_they_were(
+    database: Database,
+) -> None:
+    batch_id = submit_batch(database, 2)
+    worker_id = enlist(database)
+
+    def nowhere(_: Claimed) -> str:
+        raise LookupError
+
+    with pytest.raises(LookupError), database.write() as connection:
+        claims.claim_lanes(connection, worker_id, {batch_id: 2}, "interactive", nowhere)
+    for job_id in job_ids(database, batch_id):
+        assert job_of(database, job_id).state is State.QUEUED
+        assert ledger(database, job_id) == []
+
+
+def test_within_a_lane_priority_comes_first_then_the_order_of_the_lines(
+    database: Database,
+) -> None:
+    batch_id = submit_batch(database, 6)
+    order = job_ids(database, batch_id)
+    with database.write() as connection:
+        connection.execute(update(job).where(job.c.id.in_(order[3:5])).values(priority=5))
+    worker_id = enlist(database)
+    taken = [ids(claim(database, worker_id, **{batch_id: 1}))[0] for _ in range(6)]
+    assert taken == [order[3], order[4], order[0], order[1], order[2], order[5]]
+
+
+def test_lanes_with_ready_jobs_are_listed_by_priority(database: Database) -> None:
+    low, high = submit_batch(database, 1, priority=-1), submit_batch(database, 1, priority=9)
+    middle = submit_batch(database, 1)
+    submit_single(database, age_seconds=60)
+    assert lanes(database) == [
+        Lane(high, 9), Lane(SINGLES, 0), Lane(middle, 0), Lane(low, -1),
+    ]  # fmt: skip
+
+
+def test_a_lane_closes_when_its_last_ready_job_is_claimed(database: Database) -> None:
+    batch_id = submit_batch(database, 2)
+    worker_id = enlist(database)
+    claim(database, worker_id, **{batch_id: 1})
+    assert lanes(database) == [Lane(batch_id, 0)]
+    claim(database, worker_id, **{batch_id: 1})
+    assert lanes(database) == []
+
+
+def test_a_batch_that_is_still_being_submitted_is_no_lane(database: Database) -> None:
+    fill_batch(database, 3)
+    assert lanes(database) == []
+
+
+def test_a_cancelled_batch_is_no_lane(database: Database) -> None:
+    batch_id = submit_batch(database, 3)
+    cancel(database, batch_id=batch_id)
+    assert lanes(database) == []
+    assert claim(database, enlist(database), **{batch_id: 3}) == []
+
+
+def test_lanes_of_another_queue_are_not_ours(database: Database) -> None:
+    submit_batch(database, 1)
+    with database.read() as connection:
+        assert claims.open_lanes(connection, "other", "other") == []
+
+
+def test_a_single_job_is_left_to_its_own_message_for_five_seconds(database: Database) -> None:
+    submit_single(database, age_seconds=3)
+    worker_id = enlist(database)
+    assert lanes(database) == []
+    assert claim_singles(database, worker_id, 5) == []
+    old = submit_single(database, age_seconds=6)
+    assert lanes(database) == [Lane(SINGLES, 0)]
+    assert ids(claim_singles(database, worker_id, 5)) == [old]
+
+
+def test_a_single_job_can_be_claimed_by_its_id_at_once_and_only_once(database: Database) -> None:
+    job_id = submit_single(database)
+    workers = [enlist(database) for _ in range(4)]
+    taken = all_at_once(
+        *(lambda worker_id=one: claim_one(database, worker_id, job_id) for one in workers)
+    )
+    assert sum(one is not None for one in taken) == 1
+    assert len(ledger(database, job_id)) == 1
+
+
+def test_a_job_that_is_not_there_or_is_finished_cannot_be_claimed_by_its_id(
+    database: Database,
+) -> None:
+    worker_id = enlist(database)
+    assert claim_one(database, worker_id, "job_none") is None
+    job_id = submit_single(database)
+    claimed = claim_one(database, worker_id, job_id)
+    assert claimed is not None
+    put(database, outcome_of(claimed))
+    assert claim_one(database, worker_id, job_id) is None
+
+
+@pytest.fixture
+def waiting(database: Database) -> tuple[str, list[Claimed]]:
+    """Three jobs that wait: one long overdue, one just due, one not for an hour."""
+    batch_id = submit_batch(database, 3)
+    worker_id = enlist(database)
+    claimed = claim(database, worker_id, **{batch_id: 3})
+    for one, delay in zip(claimed, (0.0, -60.0, 3600.0), strict=True):
+        put_off(database, one, delay)
+    return worker_id, claimed
+
+
+def test_waiting_jobs_are_claimed_when_due_the_longest_overdue_first(
+    database: Database, waiting: tuple[str, list[Claimed]]
+) -> None:
+    worker_id, (just_due, overdue, not_due) = waiting
+    assert ids(claim_due(database, worker_id, 1)) == [overdue.id]
+    assert ids(claim_due(database, worker_id)) == [just_due.id]
+    assert job_of(database, not_due.id).state is State.WAITING
+
+
+def test_the_time_to_the_next_due_job_is_told(
+    database: Database, waiting: tuple[str, list[Claimed]]
+) -> None:
+    def until() -> float | None:
+        with database.read() as connection:
+            return claims.seconds_until_due(connection)
+
+    worker_id, claimed = waiting
+    assert until() == pytest.approx(-60.0, abs=20)
+    claim_due(database, worker_id)
+    assert until() == pytest.approx(3600.0, abs=20)
+    assert claim_one(database, worker_id, claimed[2].id) is not None
+    assert until() is None
+
+
+@pytest.mark.parametrize("state", [BatchState.VALIDATING, BatchState.CANCELLING])
+def test_due_jobs_of_a_batch_that_is_not_in_progress_are_held(
+    database: Database, waiting: tuple[str, list[Claimed]], state: BatchState
+) -> None:
+    worker_id, _ = waiting
+    with database.write() as connection:
+        connection.execute(update(batch).values(state=state))
+    assert claim_due(database, worker_id) == []
+
+
+def test_waiting_single_jobs_are_claimed_when_due(database: Database) -> None:
+    worker_id = enlist(database)
+    claimed = claim_one(database, worker_id, submit_single(database))
+    assert claimed is not None
+    put_off(database, claimed, 0.0)
+    assert ids(claim_due(database, worker_id)) == [claimed.id]
+
+
+@pytest.mark.parametrize("delay", [0.0, 1e-7, 1e-3, 30.0, 7 * 86_400.0])
+def test_any_delay_becomes_a_time_on_the_database_clock(database: Database, delay: float) -> None:
+    claimed = claim_one(database, enlist(database), submit_single(database))
+    assert claimed is not None
+    put_off(database, claimed, delay)
+    due = job_of(database, claimed.id).due_at
+    assert due is not None
+    assert abs((due - datetime.now(UTC)).total_seconds() - delay) < 30
+
+
+def test_the_fence_rises_with_every_claim_and_attempts_count_them(database: Database) -> None:
+    job_id = submit_single(database)
+    fences = []
+    for number in range(1, 5):
+        worker_id = enlist(database)
+        claimed = claim_one(database, worker_id, job_id)
+        assert claimed is not None
+        assert claimed.attempts == number
+        fences.append(claimed.fence)
+        put_off(database, claimed, 0.0)
+    assert all(before < after for before, after in pairwise(fences))
+    assert [row["fence"] for row in ledger(database, job_id)] == fences
+
+
+def test_the_first_start_of_a_job_is_kept_over_later_claims(database: Database) -> None:
+    worker_id = enlist(database)
+    claimed = claim_one(database, worker_id, submit_single(database))
+    assert claimed is not None
+    started = job_of(database, claimed.id).started_at
+    put_off(database, claimed, 0.0)
+    claim_due(database, worker_id)
+    assert job_of(database, claimed.id).started_at == started
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+
+def test_a_worker_in_good_standing_keeps_its_jobs(database: Database) -> None:
+    batch_id = submit_batch(database, 2)
+    claim(database, enlist(database), **{batch_id: 2})
+    assert rescue(database) == 0
+
+
+def test_a_heartbeat_renews_a_lease_that_had_run_out(database: Database) -> None:
+    batch_id = submit_batch(database, 1)
+    worker_id = enlist(database)
+    claim(database, worker_id, **{batch_id: 1})
+    lose(database, worker_id)
+    with database.write() as connection:
+        claims.heartbeat(connection, worker_id, 60.0)
+    assert rescue(database) == 0
+
+
+@pytest.mark.parametrize("end", ["died", "retired", "known_dead"])
+def test_the_jobs_of_a_worker_without_a_lease_are_queued_again_and_their_calls_unknown(
+    database: Database, end: str
+) -> None:
+    batch_id = submit_batch(database, 2)
+    worker_id = enlist(database)
+    claimed = claim(database, worker_id, **{batch_id: 2})
+    if end == "died":
+        lose(database, worker_id)
+    with database.write() as connection:
+        if end == "retired":
+            claims.retire_worker(connection, worker_id)
+        elif end == "known_dead":
+            claims.end_leases(connection, [worker_id])
+    assert _rescued_in_the_end(database) == 2
+    for one in claimed:
+        assert job_of(database, one.id).state is State.QUEUED
+        (row,) = ledger(database, one.id)
+        assert (row["state"], row["maybe_billed"]) == (AttemptState.UNKNOWN, True)
+        assert row["error_code"] == "worker_lost"
+    again = claim(database, enlist(database), **{batch_id: 2})
+    assert [(one.fence, one.attempts) for one in again] == [(2, 2), (2, 2)]
+
+
+def _rescued_in_the_end(database: Database) -> int:
+    """A lease that ends now has run out by the clock's next tick, a millisecond on SQLite."""
+    deadline = datetime.now(UTC) + timedelta(seconds=10)
+    while not (found := rescue(database)) and datetime.now(UTC) < deadline:
+        pass
+    return found
+
+
+def test_two_rescuers_at_once_take_each_job_over_once(database: Database) -> None:
+    batch_id = submit_batch(database, 50)
+    worker_id = enlist(database)
+    claim(database, worker_id, **{batch_id: 50})
+    lose(database, worker_id)
+    assert sum(all_at_once(*[lambda: rescue(database)] * 4)) + rescue(database) == 50
+
+
+def test_a_job_whose_every_worker_died_fails_as_poison(database: Database) -> None:
+    job_id = submit_single(database)
+    for _ in range(3):
+        assert job_of(database, job_id).state is State.QUEUED
+        worker_id = enlist(database)
+        claim_one(database, worker_id, job_id)
+        lose(database, worker_id)
+        assert rescue(database, max_attempts=3) == 1
+    found = job_of(database, job_id)
+    assert (found.state, found.error_code, found.attempts) == (State.FAILED, "poison", 3)
+    assert found.finished_at is not None
+    assert [row["state"] for row in ledger(database, job_id)] == [AttemptState.UNKNOWN] * 3
+
+
+def test_a_batch_whose_last_job_is_poison_is_finished_by_the_rescue(database: Database) -> None:
+    batch_id = submit_batch(database, 2)
+    worker_id = enlist(database)
+    good, _ = claim(database, worker_id, **{batch_id: 2})
+    put(database, outcome_of(good))
+    lose(database, worker_id)
+    rescue(database, max_attempts=1)
+    found = batch_of(database, batch_id)
+    assert (found.state, found.succeeded, found.failed) == (BatchState.COMPLETED, 1, 1)
+    assert found.finished_at is not None
+
+
+def test_rescue_goes_on_where_its_limit_ended(database: Database) -> None:
+    batch_id = submit_batch(database, 5)
+    worker_id = enlist(database)
+    claim(database, worker_id, **{batch_id: 5})
+    lose(database, worker_id)
+    with database.write() as connection:
+        assert [claims.rescue(connection, 3, limit=2) for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_jobs_given_back_burn_no_attempt_and_their_calls_are_unknown(database: Database) -> None:
+    batch_id = submit_batch(database, 2)
+    worker_id = enlist(database)
+    claimed = claim(database, worker_id, **{batch_id: 2})
+    with database.write() as connection:
+        claims.give_back(connection, worker_id, [(one.id, one.fence) for one in claimed])
+    for one in claimed:
+        found = job_of(database, one.id)
+        assert (found.state, found.attempts) == (State.QUEUED, 0)
+        (row,) = ledger(database, one.id)
+        assert (row["state"], row["error_code"]) == (AttemptState.UNKNOWN, "worker_stopped")
+        assert row["maybe_billed"] is True
+    assert [one.fence for one in claim(database, worker_id, **{batch_id: 2})] == [2, 2]
+
+
+def test_a_worker_gives_back_only_what_it_still_holds(database: Database) -> None:
+    slow, fast = enlist(database), enlist(database)
+    job_id = submit_single(database)
+    late = claim_one(database, slow, job_id)
+    assert late is not None
+    lose(database, slow)
+    rescue(database)
+    assert claim_one(database, fast, job_id) is not None
+    with database.write() as connection:
+        claims.give_back(connection, slow, [(late.id, late.fence)])
+    row = raw_job(database, job_id)
+    assert (row["state"], row["worker_id"], row["attempts"]) == (State.RUNNING, fast, 2)
+
+
+def test_giving_back_an_answered_job_changes_nothing(database: Database) -> None:
+    worker_id = enlist(database)
+    claimed = claim_one(database, worker_id, submit_single(database))
+    assert claimed is not None
+    put(database, outcome_of(claimed))
+    with database.write() as connection:
+        claims.give_back(connection, worker_id, [(claimed.id, claimed.fence)])
+    assert job_of(database, claimed.id).state is State.SUCCEEDED
+    assert ledger(database, claimed.id)[0]["state"] == AttemptState.ANSWERED
+
+
+def test_a_worker_learns_which_jobs_it_still_holds(database: Database) -> None:
+    batch_id = submit_batch(database, 3)
+    worker_id = enlist(database)
+    kept, cancelled, answered = claim(database, worker_id, **{batch_id: 3})
+    cancel(database, job_id=cancelled.id)
+    put(database, outcome_of(answered))
+    with database.read() as connection:
+        assert claims.still_held(connection, worker_id) == {kept.id: kept.fence}
