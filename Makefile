@@ -95,6 +95,14 @@ lock: | $(BIN)/python ## Take the newest versions that fit into constraints.txt
 		| $(BIN)/python -c "$$LOCK_PY" > $(LOCK).new
 	@mv $(LOCK).new $(LOCK)
 
+.PHONY: docs
+docs: $(VENV)/.installed ## Write ops/reference.md from the code
+	@$(BIN)/python ops/make_reference.py
+
+.PHONY: bench
+bench: $(VENV)/.installed-dev ## Measure one worker: CPU per job, jobs/s, busy slots
+	@$(BIN)/python ops/bench/main_job.py $(BENCH)
+
 .PHONY: wheel
 wheel: $(VENV)/.installed-dev ## Build the wheel into dist/
 	@$(PIP) wheel --no-deps --wheel-dir dist .

@@ -132,9 +132,9 @@ def test_failures_are_grouped_by_their_error_the_most_frequent_first(database: D
 
 
 def test_a_batch_is_reported_by_one_worker_at_a_time_and_first_once(database: Database) -> None:
-    def taken(every_seconds: float) -> list[tuple[str, bool]]:
+    def taken(every_seconds: float, after_end_seconds: float = 0.0) -> list[tuple[str, bool]]:
         with database.write() as connection:
-            reports = queries.take_reports(connection, every_seconds)
+            reports = queries.take_reports(connection, every_seconds, after_end_seconds)
         return [(one.batch.id, one.is_first) for one in reports]
 
     batch_id = submit_batch(database, 1)
@@ -144,6 +144,8 @@ def test_a_batch_is_reported_by_one_worker_at_a_time_and_first_once(database: Da
     assert taken(-1.0) == [(batch_id, False)]
     (claimed,) = claim(database, enlist(database), **{batch_id: 1})
     put(database, outcome_of(claimed, failure()))
-    assert taken(-1.0) == []
+    assert taken(-1.0, 60.0) == [(batch_id, False)], "its end is told"
+    assert taken(-1.0, 60.0) == [(batch_id, False)], "and told again, for a while"
+    assert taken(-1.0, -60.0) == [], "and then no more"
     retry_failed(database, batch_id)
     assert taken(60.0) == [(batch_id, True)]

@@ -38,15 +38,15 @@ class Heard:
 
 def test_progress_is_a_started_task_with_text_in_its_result() -> None:
     heard = Heard()
-    heard.rows.progress(batch(succeeded=25, prompt_tokens=1_500), is_first=False)
+    heard.rows.tell(batch(succeeded=25, prompt_tokens=1_500), is_first=False)
     assert heard.kinds == ["task-received", "task-started", "task-progress"]
     assert heard.events[-1][1]["result"].startswith("25/100 · 0 failed · 1.5k tokens · ETA ")
 
 
 def test_every_event_names_the_batch_so_that_a_new_flower_shows_it() -> None:
     heard = Heard()
-    heard.rows.progress(batch(), is_first=True)
-    heard.rows.finished(batch(state=BatchState.COMPLETED, finished_at=NOW))
+    heard.rows.tell(batch(), is_first=True)
+    heard.rows.tell(batch(state=BatchState.COMPLETED, finished_at=NOW), is_first=False)
     for _, fields in heard.events:
         assert (fields["uuid"], fields["name"]) == ("batch_1", NAME)
         assert fields["args"] == "('in.jsonl', 100)"
@@ -54,8 +54,8 @@ def test_every_event_names_the_batch_so_that_a_new_flower_shows_it() -> None:
 
 def test_a_batch_that_runs_again_leads_out_of_its_end() -> None:
     heard = Heard()
-    heard.rows.progress(batch(redrives=1), is_first=True)
-    heard.rows.progress(batch(redrives=1), is_first=False)
+    heard.rows.tell(batch(redrives=1), is_first=True)
+    heard.rows.tell(batch(redrives=1), is_first=False)
     assert heard.kinds.count("task-retried") == 1
     assert heard.kinds[0] == "task-retried"
 
@@ -72,13 +72,15 @@ def test_a_batch_that_runs_again_leads_out_of_its_end() -> None:
 )
 def test_a_row_ends_as_its_batch_did(fields: dict[str, Any], last: str) -> None:
     heard = Heard()
-    heard.rows.finished(batch(finished_at=NOW, **fields))
+    heard.rows.tell(batch(finished_at=NOW, **fields), is_first=False)
     assert heard.kinds[-1] == last
 
 
 def test_the_end_tells_how_long_it_took() -> None:
     heard = Heard()
-    heard.rows.finished(batch(state=BatchState.COMPLETED, succeeded=100, finished_at=NOW))
+    heard.rows.tell(
+        batch(state=BatchState.COMPLETED, succeeded=100, finished_at=NOW), is_first=False
+    )
     assert heard.events[-1][1]["runtime"] == 60.0
 
 

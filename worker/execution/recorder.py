@@ -8,18 +8,17 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from worker.errors import DatabaseError
 from worker.execution.outage import Outage
 from worker.jobs.outcomes import ErrorClass, Failure, Phase
 from worker.jobs.states import State
-from worker.store.engine import Database
+from worker.store.engine import Database, RefusedError
 from worker.store.records import Record, Recorded, record
 
 GROUP: Final = 500
@@ -30,19 +29,18 @@ LINGER_SECONDS: Final = 0.01
 
 OUTAGE_PAUSE_SECONDS: Final = 0.5
 
+UNRECORDABLE: Final = "answer_unrecordable"
+
 log = structlog.get_logger(__name__)
 
 
 class Recorder:
     """Takes records from the event loop, writes them in groups, and tells the loop when it did."""
 
-    def __init__(
-        self, database: Database, outage: Outage, on_recorded: Callable[[Recorded], None]
-    ) -> None:
+    def __init__(self, database: Database, outage: Outage) -> None:
         self._database = database
         self._outage = outage
         self._closing = threading.Event()
-        self._on_recorded = on_recorded
         self._queue: queue.SimpleQueue[tuple[Record, asyncio.Future[bool]] | None] = (
             queue.SimpleQueue()
         )
@@ -86,7 +84,6 @@ class Recorder:
 
     def _write(self, group: Sequence[tuple[Record, asyncio.Future[bool]]]) -> None:
         recorded = self._record([one for one, _ in group])
-        self._on_recorded(recorded)
         loop = group[0][1].get_loop()
         loop.call_soon_threadsafe(_settle, group, recorded)
 
@@ -101,38 +98,49 @@ class Recorder:
                 if self._closing.wait(OUTAGE_PAUSE_SECONDS):
                     log.critical("answers_lost", jobs=[one.job_id for one in records])
                     return _NOTHING
-            except SQLAlchemyError as error:
+            except RefusedError as error:
                 return self._record_refused(records, error)
             else:
                 self._outage.over()
                 return recorded
 
-    def _record_refused(self, records: Sequence[Record], error: SQLAlchemyError) -> Recorded:
+    def _record_refused(self, records: Sequence[Record], error: RefusedError) -> Recorded:
         """Record one by one: what the database refuses must not take the others with it."""
         if len(records) > 1:
             return _merged([self._record([one]) for one in records])
         reason = type(error).__name__  # its words would quote the answer
         log.error("record_refused", job_id=records[0].job_id, error=reason)
-        return self._record([_unrecordable(records[0])])
+        barer = _barer(records[0])
+        if barer is None:
+            log.critical("answers_lost", jobs=[records[0].job_id])
+            return _NOTHING
+        return self._record([barer])
 
 
 _NOTHING: Final = Recorded(frozenset(), ())
 
 
-def _unrecordable(one: Record) -> Record:
-    """The same call without the contents that the database would not take."""
-    failure = Failure(
-        ErrorClass.PERMANENT,
-        "answer_unrecordable",
-        "the database refused to store the answer; the call was made and is billed",
-        Phase.ANSWERING,
-        maybe_billed=True,
-        status=one.exchange.outcome.status,
-        usage=one.exchange.outcome.usage,
-    )
-    if one.exchange.outcome == failure:
-        raise RuntimeError(f"job {one.job_id} cannot be recorded at all")
-    return replace(one, exchange=replace(one.exchange, outcome=failure), state=State.FAILED)
+def _barer(one: Record) -> Record | None:
+    """The same call without the contents that the database would not take, then without counts.
+
+    None where even that was refused.
+    """
+    outcome = one.exchange.outcome
+    if isinstance(outcome, Failure) and outcome.code == UNRECORDABLE:
+        if outcome.usage is None:
+            return None
+        barer = replace(outcome, usage=None)
+    else:
+        barer = Failure(
+            ErrorClass.PERMANENT,
+            UNRECORDABLE,
+            "the database refused to store the answer; the call was made and is billed",
+            Phase.ANSWERING,
+            maybe_billed=True,
+            status=outcome.status,
+            usage=outcome.usage,
+        )
+    return replace(one, exchange=replace(one.exchange, outcome=barer), state=State.FAILED)
 
 
 def _merged(parts: Sequence[Recorded]) -> Recorded:

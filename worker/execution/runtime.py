@@ -11,12 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import structlog
 import uvloop
-from sqlalchemy import Connection
 
 from worker.errors import DatabaseError, SettingsError
 from worker.execution.fairness import shares
@@ -32,7 +30,7 @@ from worker.settings import Settings
 from worker.store import claims, queries, schema, submission
 from worker.store.claims import Claimed
 from worker.store.engine import Database
-from worker.store.records import Record, Recorded, mark_sent
+from worker.store.records import Record, mark_sent
 from worker.upstream.client import Timeouts, Upstream
 
 log = structlog.get_logger(__name__)
@@ -43,22 +41,17 @@ ABANDONED_SECONDS: Final = 6 * 3600.0
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """What the runtime tells its owner: ring for the next shift; these batches are finished."""
-
-    ring: Callable[[], object]
-    batches_finished: Callable[[tuple[str, ...]], None]
-
-
 class Runtime:
-    """Everything a worker process runs on. Its methods may be called from any thread."""
+    """Everything a worker process runs on. Its methods may be called from any thread.
 
-    def __init__(self, settings: Settings, name: str, hooks: Hooks) -> None:
+    `ring` invites this worker to its next shift.
+    """
+
+    def __init__(self, settings: Settings, name: str, ring: Callable[[], object]) -> None:
         if settings.api_key is None:
             raise SettingsError(["EVOLINK_API_KEY: a worker cannot make calls without a key"])
         self._settings = settings
-        self._hooks = hooks
+        self._ring = ring
         self.database = Database(settings.sqlalchemy_url)
         schema.verify(self.database)
         self.outage = Outage("database")
@@ -69,7 +62,7 @@ class Runtime:
             BULK: Slots(settings.max_in_flight),
             INTERACTIVE: Slots(settings.interactive_slots),
         }
-        self._recorder = Recorder(self.database, self.outage, self._recorded)
+        self._recorder = Recorder(self.database, self.outage)
         self._endpoints = Endpoints(settings)
         self._upstream = Upstream(
             settings.api_key,
@@ -112,13 +105,13 @@ class Runtime:
             if fresh:
                 mark_sent(connection, fresh)
             held = claims.still_held(connection, self.worker_id) if self._busy else {}
-            work = self._has_work(connection)
+            work = claims.has_work(connection, BULK, INTERACTIVE)
         self.outage.over()
         if rescued:
             log.warning("jobs_rescued", count=rescued)
         self._loop.call_soon_threadsafe(self._let_go, held, began)
         if work and self._shift is None and not self._stopping:
-            self._hooks.ring()
+            self._ring()
 
     def clean(self) -> None:
         """Remove what dead submissions left. Raises DatabaseError."""
@@ -178,10 +171,6 @@ class Runtime:
     async def _in_sql(self, work: Callable[..., T], *args: Any) -> T:
         return await self._loop.run_in_executor(self._claims, work, *args)
 
-    def _recorded(self, recorded: Recorded) -> None:
-        if recorded.finished_batches:
-            self._hooks.batches_finished(recorded.finished_batches)
-
     @property
     def _busy(self) -> bool:
         return bool(self._kernel.board.calls)
@@ -206,7 +195,7 @@ class Runtime:
         finally:
             self._shift = None
         if shift.report.handed_over and not self._stopping:
-            await self._in_sql(self._hooks.ring)
+            await self._in_sql(self._ring)
         return await shift.see_off()
 
     def _claim(self, places: int) -> list[Claimed]:
@@ -222,12 +211,6 @@ class Runtime:
     def _due(self) -> float | None:
         with self.database.read() as connection:
             return claims.seconds_until_due(connection)
-
-    def _has_work(self, connection: Connection) -> bool:
-        if claims.open_lanes(connection, BULK, INTERACTIVE):
-            return True
-        due = claims.seconds_until_due(connection)
-        return due is not None and due <= 0
 
     # single jobs
 

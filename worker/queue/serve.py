@@ -1,6 +1,5 @@
 """One worker process: a Celery worker on the threads pool around one runtime."""
 
-import queue
 import socket
 import warnings
 from collections.abc import Callable
@@ -10,7 +9,7 @@ import structlog
 from celery import signals
 from celery.exceptions import SecurityWarning
 
-from worker.execution.runtime import Hooks, Runtime
+from worker.execution.runtime import Runtime
 from worker.queue.app import BULK_QUEUE, INTERACTIVE_QUEUE, create_app
 from worker.queue.bell import Bell
 from worker.queue.sweeper import Sweeper
@@ -32,14 +31,8 @@ def serve(settings: Settings, name: str, on_ready: Callable[[], None]) -> int:
     app = create_app(settings)
     node = f"{name}@{socket.gethostname()}"
     bell = Bell(app)
-    finished: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def batches_finished(batch_ids: tuple[str, ...]) -> None:
-        for batch_id in batch_ids:
-            finished.put(batch_id)
-
-    runtime = Runtime(settings, node, Hooks(lambda: bell.ring_shift_at(node), batches_finished))
-    sweeper = Sweeper(runtime, app, node, finished)
+    runtime = Runtime(settings, node, ring=lambda: bell.ring_shift_at(node))
+    sweeper = Sweeper(runtime, app, node)
     define_tasks(app, runtime)
 
     def ready(**_: Any) -> None:

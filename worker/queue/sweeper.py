@@ -4,7 +4,6 @@ It renews the lease, takes over what dead workers held, rings for work that no m
 and reports batches to Flower. There is no beat process to keep alive.
 """
 
-import queue
 import threading
 import time
 from typing import Final
@@ -12,34 +11,29 @@ from typing import Final
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
-from sqlalchemy.exc import SQLAlchemyError
 
 from worker.errors import DatabaseError
 from worker.execution.outage import Outage
 from worker.execution.runtime import Runtime
-from worker.jobs.views import Batch
 from worker.store import queries
+from worker.store.engine import RefusedError
 from worker.telemetry.flower import BatchRows
 
 EVERY_SECONDS: Final = 1.0
 CLEAN_EVERY_SECONDS: Final = 300.0
-REPEAT_SECONDS: Final = 2.5
-"""After this a batch's last event is sent once more: another worker's report may have passed it."""
+AFTER_END_SECONDS: Final = 2.0
+"""A batch's end is told until so long after it: another worker's report may have passed it."""
 
 log = structlog.get_logger(__name__)
 
 
 class Sweeper:
-    """Sweeps until stopped. `finished` brings the ids of batches that this process finished."""
+    """Sweeps until stopped."""
 
-    def __init__(
-        self, runtime: Runtime, app: Celery, node: str, finished: "queue.SimpleQueue[str]"
-    ) -> None:
+    def __init__(self, runtime: Runtime, app: Celery, node: str) -> None:
         self._runtime = runtime
         self._app = app
         self._node = node
-        self._finished = finished
-        self._repeat: list[tuple[float, str]] = []
         self._broker = Outage("broker")
         self._stop = threading.Event()
         self._cleaned = time.monotonic()
@@ -69,36 +63,21 @@ class Sweeper:
             self._report()
         except DatabaseError as error:
             self._runtime.outage.note(error)
-        except SQLAlchemyError:
+        except RefusedError:
             log.exception("sweep_failed")
 
     def _report(self) -> None:
-        """Tell Flower of the batches whose turn it is, and of those that are done."""
+        """Tell Flower of the batches whose turn it is."""
         with self._runtime.database.write() as connection:
-            moving = queries.take_reports(connection, EVERY_SECONDS)
-        done = self._take_finished()
-        if not moving and not done:
+            reports = queries.take_reports(connection, EVERY_SECONDS, AFTER_END_SECONDS)
+        if not reports:
             return
         try:
             with self._app.pool.acquire(block=True) as connection:
                 dispatcher = self._app.events.Dispatcher(connection, hostname=self._node)
                 rows = BatchRows(dispatcher.send)
-                for report in moving:
-                    rows.progress(report.batch, is_first=report.is_first)
-                for batch in done:
-                    rows.finished(batch)
+                for report in reports:
+                    rows.tell(report.batch, is_first=report.is_first)
             self._broker.over()
         except (OperationalError, OSError) as error:
             self._broker.note(error)
-
-    def _take_finished(self) -> list[Batch]:
-        now = time.monotonic()
-        ids: list[str] = [batch_id for due, batch_id in self._repeat if due <= now]
-        self._repeat = [(due, batch_id) for due, batch_id in self._repeat if due > now]
-        while not self._finished.empty():
-            batch_id = self._finished.get()
-            ids.append(batch_id)
-            self._repeat.append((now + REPEAT_SECONDS, batch_id))
-        with self._runtime.database.read() as connection:
-            found = [queries.get_batch(connection, batch_id) for batch_id in ids]
-        return [batch for batch in found if batch is not None and batch.is_finished]

@@ -109,6 +109,14 @@ def open_lanes(connection: Connection, queue: str, singles_queue: str) -> list[L
     return sorted((Lane(*row) for row in rows), key=lambda lane: (-lane.priority, lane.key))
 
 
+def has_work(connection: Connection, queue: str, singles_queue: str) -> bool:
+    """Whether any job could be claimed now."""
+    if open_lanes(connection, queue, singles_queue):
+        return True
+    due = seconds_until_due(connection)
+    return due is not None and due <= 0
+
+
 def seconds_until_due(connection: Connection) -> float | None:
     """Return the seconds until the next waiting job is due (0 or less: now), None without one."""
     due = select(func.min(job.c.due_at)).where(job.c.state == State.WAITING).scalar_subquery()

@@ -26,6 +26,28 @@ class from_now(FunctionElement[Any]):  # noqa: N801  # reads as the SQL function
         super().__init__(seconds)
 
 
+class later(FunctionElement[Any]):  # noqa: N801  # as above
+    """A time of the database's, plus a number of seconds."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+    def __init__(self, moment: ColumnElement[Any], seconds: float) -> None:
+        super().__init__(moment, bindparam(None, float(seconds), Float))
+
+
+@compiles(later, "postgresql")
+def _later_postgresql(element: later, compiler: SQLCompiler, **kwargs: Any) -> str:
+    moment, seconds = (compiler.process(one, **kwargs) for one in element.clauses)
+    return f"({moment} + {seconds} * interval '1 second')"
+
+
+@compiles(later, "sqlite")
+def _later_sqlite(element: later, compiler: SQLCompiler, **kwargs: Any) -> str:
+    moment, seconds = (compiler.process(one, **kwargs) for one in element.clauses)
+    return f"strftime('%Y-%m-%d %H:%M:%f', {moment}, ({seconds}) || ' seconds')"
+
+
 @compiles(from_now, "postgresql")
 def _postgresql(element: from_now, compiler: SQLCompiler, **kwargs: Any) -> str:
     seconds = compiler.process(element.clauses, **kwargs)

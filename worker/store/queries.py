@@ -10,7 +10,7 @@ from worker.jobs.outcomes import ToolCall
 from worker.jobs.states import AttemptState, BatchState, State
 from worker.jobs.views import Attempt, Batch, Job
 from worker.models import attempt, batch, job, tool_call
-from worker.store.clock import from_now
+from worker.store.clock import from_now, later
 
 _BATCH_COLUMNS: Final = (
     batch.c.id,
@@ -230,12 +230,26 @@ class Report:
     is_first: bool
 
 
-def take_reports(connection: Connection, every_seconds: float) -> list[Report]:
-    """Take the open batches whose progress nobody has reported for that long: now it is ours."""
-    due = or_(batch.c.reported_at.is_(None), batch.c.reported_at <= from_now(-every_seconds))
+def take_reports(
+    connection: Connection, every_seconds: float, after_end_seconds: float
+) -> list[Report]:
+    """Take the batches that are due to be reported and that nobody else takes: now it is ours.
+
+    An open one is due when its last report is that old; one that has ended, until it was reported
+    once that long after its end.
+    """
+    owed = or_(
+        batch.c.finished_at.is_(None),
+        batch.c.reported_at.is_(None),
+        batch.c.reported_at <= later(batch.c.finished_at, after_end_seconds),
+    )
     rows = connection.execute(
         select(*_BATCH_COLUMNS, batch.c.reported_at.is_(None))
-        .where(batch.c.state.in_([BatchState.IN_PROGRESS, BatchState.CANCELLING]), due)
+        .where(
+            batch.c.state != BatchState.VALIDATING,
+            or_(batch.c.reported_at.is_(None), batch.c.reported_at <= from_now(-every_seconds)),
+            owed,
+        )
         .order_by(batch.c.id)
         .with_for_update(skip_locked=True)
     ).all()

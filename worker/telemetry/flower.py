@@ -23,19 +23,20 @@ class BatchRows:
     def __init__(self, send: Send) -> None:
         self._send = send
 
-    def progress(self, batch: Batch, *, is_first: bool) -> None:
-        """Show how far a batch has come; first after it was begun, or begun again, or later."""
+    def tell(self, batch: Batch, *, is_first: bool) -> None:
+        """Show how a batch stands; `is_first`: since it was begun, or begun again."""
         if is_first and batch.redrives:
             # The row has ended before: only a retry leads on from an end.
             self._event("task-retried", batch, exception="its failed jobs are run again")
         self._begin(batch)
-        self._event("task-progress", batch, result=row_text(batch, datetime.now(UTC)))
+        if batch.is_finished:
+            self._end(batch)
+        else:
+            self._event("task-progress", batch, result=row_text(batch, datetime.now(UTC)))
 
-    def finished(self, batch: Batch) -> None:
-        """Show how a batch ended. May be sent again: it says the same."""
+    def _end(self, batch: Batch) -> None:
         text = row_text(batch, datetime.now(UTC))
         seconds = _seconds(batch, datetime.now(UTC))
-        self._begin(batch)
         if batch.state is BatchState.CANCELLED:
             self._event("task-progress", batch, result=text)
             self._event("task-revoked", batch, terminated=False, expired=False)
@@ -91,7 +92,8 @@ def _seconds(batch: Batch, now: datetime) -> float:
 def short_count(count: int) -> str:
     """Write 950, 12.3k, 4.5M."""
     for limit, unit in ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")):
-        if count >= limit:
+        # Rounded to a tenth it must not read 1000.0 of the unit below.
+        if count >= limit * 0.99995 and count >= 1_000:
             return f"{count / limit:.1f}{unit}"
     return str(count)
 
