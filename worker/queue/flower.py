@@ -7,7 +7,7 @@ MAX_TASKS = 20_000
 """About 5 KB each in Flower's memory."""
 
 
-COLUMNS = "name,uuid,state,args,result,received,runtime,worker"
+COLUMNS = "name,uuid,state,result,args,received,runtime,worker"
 
 
 def serve_flower(settings: Settings) -> None:
