@@ -1,12 +1,14 @@
 """chatqueue: a durable job queue for chat completions.
 
-`Client` enqueues and reads; `Job` and `Batch` are what it returns. Everything else is inside.
+`Client` enqueues (with `JobOptions`) and reads; `Job` and `Batch` are what it returns. Everything
+else is inside.
 """
 
 from importlib.metadata import version
 
 from worker.client import Client
 from worker.errors import ChatqueueError, Fault, InvalidRequestsError, NotFoundError
+from worker.jobs.options import JobOptions
 from worker.jobs.states import BatchState, State
 from worker.jobs.views import Attempt, Batch, Job
 from worker.settings import Settings
@@ -22,6 +24,7 @@ __all__ = [
     "Fault",
     "InvalidRequestsError",
     "Job",
+    "JobOptions",
     "NotFoundError",
     "Settings",
     "State",

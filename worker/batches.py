@@ -7,13 +7,15 @@ not at all, and every fault in it is reported, not only the first.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
 from worker.errors import Fault, InvalidRequestsError
+from worker.images import ImageFolder
+from worker.jobs.images import Image
 from worker.jobs.lines import RequestLine, check_line, is_blank
 from worker.jobs.states import State
 from worker.store import submission
@@ -22,6 +24,7 @@ from worker.store.results import Result, results
 from worker.store.submission import InputFile, NewBatch, NewJob
 
 CHUNK: Final = 2_000
+CHUNK_BYTES: Final = 64 * 1024 * 1024
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 _HASH_BLOCK: Final = 1 << 20
 
@@ -41,15 +44,17 @@ def submit_lines(
     lines: Iterable[bytes],
     new: NewBatch,
     on_progress: Callable[[int], None] = lambda _: None,
+    images: ImageFolder | None = None,
 ) -> Submitted:
     """Store a file's requests as a batch. Rings nobody: that is the caller's.
 
-    `on_progress` is told the bytes read so far. Raises InvalidRequestsError with every fault of
-    the file, after removing what was stored of it.
+    `on_progress` is told the bytes read so far. `images` is where paths in the requests lead;
+    without it they are faults. Raises InvalidRequestsError with every fault of the file, after
+    removing what was stored of it, but for images: another submission may have the same ones.
     """
     if new.key is not None and (known := _known(database, new.key)):
         return known
-    intake = _Intake(database, new)
+    intake = _Intake(database, new, images)
     try:
         for raw in lines:
             intake.take(raw)
@@ -77,9 +82,10 @@ def _known(database: Database, key: str) -> Submitted | None:
 class _Intake:
     """A file on its way in: what is known of it as far as it was read, and one chunk of it."""
 
-    def __init__(self, database: Database, new: NewBatch) -> None:
+    def __init__(self, database: Database, new: NewBatch, images: ImageFolder | None) -> None:
         self._database = database
         self._new = new
+        self._images = images
         with database.write() as connection:
             self._batch_id = submission.create_batch(connection, new)
         self._digest = hashlib.sha256()
@@ -88,11 +94,13 @@ class _Intake:
         self._faults: list[Fault] = []
         self._warnings: list[Fault] = []
         self._chunk: dict[str, NewJob] = {}
+        self._chunk_bytes = 0
         self.size_bytes = 0
 
     @property
     def is_full(self) -> bool:
-        return len(self._chunk) >= CHUNK
+        images = 0 if self._images is None else self._images.held_bytes
+        return len(self._chunk) >= CHUNK or self._chunk_bytes + images >= CHUNK_BYTES
 
     def take(self, raw: bytes) -> None:
         """Check a line and put it in the chunk."""
@@ -104,7 +112,8 @@ class _Intake:
         if len(raw) > MAX_LINE_BYTES:
             self._faults.append(Fault(self._lines, "", f"is longer than {MAX_LINE_BYTES} bytes"))
             return
-        found = check_line(raw, self._lines)
+        read_image = None if self._images is None else self._images.read
+        found = check_line(raw, self._lines, self._new.options, read_image)
         if isinstance(found, RequestLine):
             self._accept(found)
         else:
@@ -117,6 +126,7 @@ class _Intake:
             self._faults.append(_double(self._lines, request.custom_id, first.line))
             return
         self._chunk[request.custom_id] = new_job(request, self._lines)
+        self._chunk_bytes += len(request.body)
         self._total += 1
 
     def flush(self) -> None:
@@ -124,14 +134,20 @@ class _Intake:
 
         A faulty file is stored on to its end, because that is how its doubled ids are found.
         """
-        jobs = list(self._chunk.values())
-        taken = submission.add_jobs(self._database, self._batch_id, self._new, jobs)
+        images = [] if self._images is None else self._images.take()
+        if self._faults:
+            images = []  # nobody will need them: the file is refused
+        taken = self._store(images)
         if taken:
             for custom_id, line in taken.items():
                 self._faults.append(_double(self._chunk.pop(custom_id).line, custom_id, line))
-            rest = list(self._chunk.values())
-            submission.add_jobs(self._database, self._batch_id, self._new, rest)
+            self._store([])
         self._chunk.clear()
+        self._chunk_bytes = 0
+
+    def _store(self, images: Sequence[Image]) -> dict[str, int]:
+        jobs = list(self._chunk.values())
+        return submission.add_jobs(self._database, self._batch_id, self._new, jobs, images)
 
     def finish(self) -> Submitted:
         """Show the batch to the workers. Raises InvalidRequestsError where anything is wrong."""
@@ -167,6 +183,8 @@ def new_job(request: RequestLine, line: int) -> NewJob:
         model=request.model,
         multimodal=request.multimodal,
         stream=request.stream,
+        endpoints=request.options.endpoints,
+        reasks=request.options.reasks,
     )
 
 

@@ -18,17 +18,20 @@ from typing import Any, Final, Self, TypeVar
 
 from worker import stack
 from worker.batches import Submitted, new_job, read_lines, submit_lines
-from worker.errors import Fault, InvalidRequestsError, NotFoundError, WaitTimeoutError
-from worker.jobs.lines import RequestLine
+from worker.errors import InvalidRequestsError, NotFoundError, WaitTimeoutError
+from worker.images import ImageFolder
+from worker.jobs.lines import RequestLine, check_single
+from worker.jobs.options import NO_OPTIONS, JobOptions
 from worker.jobs.queues import BULK, INTERACTIVE
-from worker.jobs.requests import check_body
 from worker.jobs.states import State
 from worker.jobs.views import Attempt, Batch, Job
 from worker.queue.app import create_app
 from worker.queue.bell import Bell
 from worker.settings import Settings, settings
-from worker.store import queries, records, schema, submission
+from worker.store import images as store_images
+from worker.store import pauses, queries, records, schema, submission
 from worker.store.engine import Database
+from worker.store.pauses import Pause
 from worker.store.queries import FailureGroup, JobFilter
 from worker.store.submission import NewBatch
 
@@ -59,54 +62,75 @@ class Client:
 
     # --- handing in -----------------------------------------------------------------------------
 
-    def submit(self, body: Body, *, priority: int = 0) -> Job:
-        """Enqueue one request on the interactive queue. Raises InvalidRequestsError."""
-        request = _checked(body)
+    def submit(
+        self,
+        body: Body,
+        *,
+        priority: int = 0,
+        options: JobOptions = NO_OPTIONS,
+        images: Path | None = None,
+    ) -> Job:
+        """Enqueue one request on the interactive queue. Raises InvalidRequestsError.
+
+        Here and below, `images` is a folder: in it, and only there, a request may name an image by
+        its path, absolute or from that folder. It raises OSError where it is none.
+        """
+        folder = ImageFolder(images) if images else None
+        request = _checked(body, options, folder)
         new = NewBatch("", INTERACTIVE, priority)
         with self.database.write() as connection:
+            store_images.put(connection, folder.take() if folder else ())
             (job_id,) = submission.insert_jobs(connection, None, new, [new_job(request, 0)])
         if self._bell is not None:
             self._bell.ring_job(job_id)
         return self.get(job_id)
 
-    def submit_many(
+    def submit_many(  # noqa: PLR0913  # each is named where it is given
         self,
         bodies: Iterable[Body],
         *,
         name: str = "submit_many",
         key: str | None = None,
         priority: int = 0,
+        options: JobOptions = NO_OPTIONS,
+        images: Path | None = None,
     ) -> Batch:
         """Enqueue requests as one batch: all or none. Raises InvalidRequestsError.
 
         Each is a request body or a whole line of the batch format (with `custom_id` and `body`).
-        `key` makes a repeated submission return the first batch instead of a second one.
+        `options` hold where a line has none of its own, key by key. `key` makes a repeated
+        submission return the first batch instead of a second one.
         """
         lines = (_text(body) for body in bodies)
-        submitted = self.submit_lines(lines, NewBatch(name, BULK, priority, key))
+        new = NewBatch(name, BULK, priority, key, options)
+        submitted = self.submit_lines(lines, new, images=images)
         return self.batch(submitted.batch_id)
 
-    def submit_file(
+    def submit_file(  # noqa: PLR0913  # each is named where it is given
         self,
         path: Path,
         *,
         key: str | None = None,
         priority: int = 0,
+        options: JobOptions = NO_OPTIONS,
+        images: Path | None = None,
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> Submitted:
         """Enqueue a JSONL file as a batch: all of it or nothing. Raises InvalidRequestsError."""
         with path.open("rb") as handle:
-            new = NewBatch(path.name, BULK, priority, key)
-            return self.submit_lines(read_lines(handle), new, on_progress)
+            new = NewBatch(path.name, BULK, priority, key, options)
+            return self.submit_lines(read_lines(handle), new, on_progress, images)
 
     def submit_lines(
         self,
         lines: Iterable[bytes],
         new: NewBatch,
         on_progress: Callable[[int], None] = lambda _: None,
+        images: Path | None = None,
     ) -> Submitted:
         """Enqueue JSONL lines as a batch. Raises InvalidRequestsError."""
-        submitted = submit_lines(self.database, lines, new, on_progress)
+        folder = ImageFolder(images) if images else None
+        submitted = submit_lines(self.database, lines, new, on_progress, folder)
         self.ring()
         return submitted
 
@@ -210,6 +234,18 @@ class Client:
             self.ring()
         return count
 
+    def pauses(self) -> list[Pause]:
+        """List the keys that are paused, with the reason; keys are named by fingerprints."""
+        with self.database.read() as connection:
+            return pauses.active(connection)
+
+    def resume(self) -> int:
+        """End every pause: the keys are used again at once. Return how many there were."""
+        with self.database.write() as connection:
+            ended = pauses.end_all(connection)
+        self.ring()
+        return len(ended)
+
     def close(self) -> None:
         """Close the connections."""
         self.database.close()
@@ -236,18 +272,11 @@ def _text(body: Body) -> bytes:
     return text.encode()
 
 
-def _checked(body: Body) -> RequestLine:
-    text = _text(body)
-    check = check_body(text)
-    if check.faults:
-        raise InvalidRequestsError([Fault(0, place, message) for place, message in check.faults])
-    return RequestLine(
-        custom_id="",
-        body=text.decode(),
-        model=check.model,
-        stream=check.stream,
-        multimodal=check.multimodal,
-    )
+def _checked(body: Body, options: JobOptions, folder: ImageFolder | None) -> RequestLine:
+    found = check_single(_text(body), options, folder.read if folder else None)
+    if isinstance(found, tuple):
+        raise InvalidRequestsError(found)
+    return found
 
 
 def _wait(read: Callable[[], T], ident: str, timeout_seconds: float | None) -> T:

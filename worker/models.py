@@ -18,6 +18,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -128,6 +129,36 @@ batch = Table(
 )
 """A file's worth of jobs. `key` makes a repeated submission find the first one."""
 
+lane = Table(
+    "lane",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("batch_id", Id, ForeignKey("batch.id")),
+    Column("queue", Text, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("multimodal", Boolean, nullable=False),
+    Column("endpoints", Text, nullable=False),
+    Index("ix_lane_batch_id", "batch_id"),
+)
+"""The jobs of one batch (or single ones) whose calls can go to the same places.
+
+`endpoints`: base URLs with commas between them where the jobs name their own, else empty.
+"""
+
+pause = Table(
+    "pause",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("code", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("since", UtcDateTime, nullable=False),
+    Column("probe_at", UtcDateTime, nullable=False),
+    Column("refusals", Integer, nullable=False),
+)
+"""A key (by its fingerprint) that was refused: no call uses it but one probe at a time."""
+
 worker = Table(
     "worker",
     metadata,
@@ -146,6 +177,7 @@ job = Table(
     metadata,
     Column("id", Id, primary_key=True),
     Column("batch_id", Id, ForeignKey("batch.id")),
+    Column("lane_id", Id, nullable=False, server_default=text("''")),
     Column("line", Count, nullable=False, server_default="0"),
     Column("custom_id", Text, nullable=False),
     Column("queue", Text, nullable=False),
@@ -174,6 +206,8 @@ job = Table(
     Column("error_code", Text),
     Column("error_message", Text),
     *_usage(),
+    Column("reasks", Integer, nullable=False, server_default="0"),
+    Column("followup", Text),
     UniqueConstraint("batch_id", "custom_id"),
     _one_of("state", State),
     CheckConstraint("(state = 'running') = (worker_id IS NOT NULL)", name="running_has_worker"),
@@ -183,7 +217,12 @@ job = Table(
         name="finished_has_end",
     ),
 )
-"""One request and what became of it. `body` and `response` are JSON text, verbatim."""
+"""One request and what became of it. `body` and `response` are JSON text, verbatim.
+
+In the place of an image from the submitter's disk, `body` has a reference to its row in `image`.
+`reasks` is how often the job may still be asked again for an answer that matches its schema, and
+`followup` what to ask it with: what follows the messages of `body` in the next call, if anything.
+"""
 
 _QUEUED = text("state = 'queued'")
 _WAITING = text("state = 'waiting'")
@@ -192,16 +231,27 @@ _RUNNING = text("state = 'running'")
 # The claim reads a lane's head from here, however long the lane is.
 Index(
     "ix_job_ready",
-    job.c.batch_id,
+    job.c.lane_id,
     job.c.priority.desc(),
     job.c.id,
     postgresql_where=_QUEUED,
     sqlite_where=_QUEUED,
 )
-Index("ix_job_due", job.c.due_at, postgresql_where=_WAITING, sqlite_where=_WAITING)
+Index("ix_job_due", job.c.lane_id, job.c.due_at, postgresql_where=_WAITING, sqlite_where=_WAITING)
 Index("ix_job_running", job.c.worker_id, postgresql_where=_RUNNING, sqlite_where=_RUNNING)
 # Results leave in the order of the input.
 Index("ix_job_batch", job.c.batch_id, job.c.id)
+
+image = Table(
+    "image",
+    metadata,
+    Column("sha256", Id, primary_key=True),
+    Column("media_type", Text, nullable=False),
+    Column("bytes", Count, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+"""A picture that jobs refer to by the SHA-256 of its content: once, however many jobs do."""
 
 attempt = Table(
     "attempt",

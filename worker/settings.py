@@ -5,6 +5,7 @@ Secrets are `SecretStr`: they appear in no repr and no log.
 """
 
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Final, Self
@@ -19,7 +20,10 @@ DIRECT: Final = "https://direct.evolink.ai"
 API: Final = "https://api.evolink.ai"
 PREFIX: Final = "CHATQUEUE_"
 
-Urls = Annotated[tuple[str, ...], NoDecode]
+_PLAIN: Final = re.compile(r"[!-~]+")
+_REDIS: Final = {"redis", "rediss", "redis+socket", "valkey"}
+
+Names = Annotated[tuple[str, ...], NoDecode]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -47,11 +51,25 @@ class Settings(BaseSettings):
         None,
         description="`redis://…`, `rediss://…`, `valkey://…`, `amqp://…`. Default: embedded.",
     )
-    text_endpoints: Urls = Field(
+    text_endpoints: Names = Field(
         (DIRECT, API), description="Base URLs for text requests, in order of preference."
     )
-    multimodal_endpoints: Urls = Field(
+    multimodal_endpoints: Names = Field(
         (API, DIRECT), description="Base URLs for requests with images, in order of preference."
+    )
+    endpoint_keys: SecretStr | None = Field(
+        None,
+        description="Keys of single endpoints, `URL=KEY,URL=KEY`; the others use EVOLINK_API_KEY.",
+    )
+    requests_per_minute: int = Field(
+        0, ge=0, description="The most calls a minute, per endpoint, key and model; 0: as learnt."
+    )
+    tokens_per_minute: int = Field(
+        0, ge=0, description="The most tokens a minute, per endpoint, key and model; 0: as learnt."
+    )
+    limits_url: SecretStr | None = Field(
+        None,
+        description="The Redis through which workers share limits. Default: the broker, if Redis.",
     )
     max_in_flight: int = Field(
         256, ge=1, le=20_000, description="Calls in flight at once, per worker process."
@@ -63,6 +81,32 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         6, ge=1, le=100, description="Calls made for one job before it fails."
     )
+    backoff_base_seconds: Seconds = Field(
+        0.5,
+        description="The wait after a job's first failed call; it doubles with each further one.",
+    )
+    backoff_cap_seconds: Seconds = Field(
+        8.0, description="The longest such wait. What a server asks for may be longer."
+    )
+    job_deadline_seconds: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="No further call is begun for a job this long after its first start; 0: never.",
+    )
+    unknown_outcome: str = Field(
+        "retry",
+        pattern="^(retry|fail)$",
+        description="What becomes of a call that may have been billed and brought no answer: "
+        "`retry` makes it again, `fail` never pays twice.",
+    )
+    stream_models: Names = Field(
+        ("gpt-5.1-thinking",),
+        description="Models that are always called with a stream, which no long silence cuts off.",
+    )
+    stream_from_tokens: int = Field(
+        8_000,
+        ge=0,
+        description="Requests that allow this many tokens are called with a stream; 0: none are.",
+    )
     connect_timeout_seconds: Seconds = Field(
         10.0, description="Longest wait for a connection to an endpoint."
     )
@@ -70,7 +114,7 @@ class Settings(BaseSettings):
         120.0, description="Longest silence in a stream that has begun or is awaited."
     )
     call_timeout_seconds: Seconds = Field(
-        600.0, description="Longest time one call may take as a whole."
+        600.0, description="Longest time one call may take as a whole; a stream, without an event."
     )
     lease_seconds: Annotated[float, Field(ge=3)] = Field(
         30.0, description="A worker unheard of for this long has its jobs taken over."
@@ -92,7 +136,7 @@ class Settings(BaseSettings):
         description="`console`, `json`, or `auto`: console on a terminal, else JSON.",
     )
 
-    @field_validator("text_endpoints", "multimodal_endpoints", mode="before")
+    @field_validator("text_endpoints", "multimodal_endpoints", "stream_models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -104,13 +148,24 @@ class Settings(BaseSettings):
     def _are_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("needs at least one URL")
-        for url in value:
-            parts = urlsplit(url)
-            if parts.scheme not in {"http", "https"} or not parts.hostname:
-                raise ValueError(f"{url!r} is not an http(s) URL such as {DIRECT}")
-            if parts.query or parts.fragment or parts.username:
-                raise ValueError("a base URL has no query, fragment or user name")
-        return tuple(url.rstrip("/") for url in value)
+        return tuple(map(base_url, value))
+
+    @field_validator("endpoint_keys")
+    @classmethod
+    def _are_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        for position, (url, key) in enumerate(_pairs(value), 1):
+            # An entry is never repeated: what stands where a URL should be may be a key.
+            if not _PLAIN.fullmatch(key) or not _is_base_url(url):
+                raise ValueError(f"entry {position} must be URL=KEY")
+        return value
+
+    @field_validator("limits_url")
+    @classmethod
+    def _is_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        scheme = _scheme(value)
+        if scheme and scheme not in _REDIS:
+            raise ValueError(f"{scheme!r} is no Redis: redis, rediss, valkey or redis+socket")
+        return value
 
     @field_validator("database_url")
     @classmethod
@@ -124,7 +179,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_known_broker(cls, value: SecretStr | None) -> SecretStr | None:
         scheme = _scheme(value)
-        known = {"redis", "rediss", "redis+socket", "valkey", "amqp", "amqps"}
+        known = _REDIS | {"amqp", "amqps"}
         if scheme and scheme not in known:
             raise ValueError(f"{scheme!r} is not a broker chatqueue knows: redis or amqp")
         return value
@@ -148,12 +203,29 @@ class Settings(BaseSettings):
         """The broker as Celery takes it; None where the embedded one is to be used."""
         if self.broker_url is None:
             return None
-        url = self.broker_url.get_secret_value()
-        return "redis" + url[len("valkey") :] if url.startswith("valkey:") else url
+        return _as_redis(self.broker_url.get_secret_value())
+
+    @property
+    def shared_redis_url(self) -> str | None:
+        """The Redis through which workers share limits; None: each is alone."""
+        if self.limits_url is not None:
+            return _as_redis(self.limits_url.get_secret_value())
+        return self.celery_broker_url if _scheme(self.broker_url) in _REDIS else None
+
+    def keys(self) -> dict[str, SecretStr]:
+        """The key of each endpoint: its own, or for those of these settings the common one."""
+        common = self.text_endpoints + self.multimodal_endpoints if self.api_key else ()
+        own = {base_url(url): SecretStr(key) for url, key in _pairs(self.endpoint_keys)}
+        return {**{url: self.api_key for url in common if self.api_key}, **own}
 
     def endpoints_for(self, *, multimodal: bool) -> tuple[str, ...]:
         """The base URLs for a request's kind, in order of preference."""
         return self.multimodal_endpoints if multimodal else self.text_endpoints
+
+    @property
+    def repeats_unknown(self) -> bool:
+        """Whether a call that may have been billed and brought no answer is made again."""
+        return self.unknown_outcome == "retry"
 
     @classmethod
     def load(cls, **overrides: object) -> Self:
@@ -168,6 +240,28 @@ class Settings(BaseSettings):
         own = {name: _text(getattr(self, name)) for name in type(self).model_fields}
         named = {_variable(name): text for name, text in own.items() if text is not None}
         return {**os.environ, **named}
+
+
+def base_url(url: str) -> str:
+    """Check where an API may be reached; return it without a slash at its end.
+
+    Raises ValueError. The same rule for settings and for the options of a job.
+    """
+    parts = urlsplit(url)
+    _ = parts.port  # raises ValueError where it is no number
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not _PLAIN.fullmatch(url):
+        raise ValueError(f"{url!r} is not an http(s) URL such as {DIRECT}")
+    if parts.query or parts.fragment or parts.username:
+        raise ValueError("a base URL has no query, fragment or user name")
+    return url.rstrip("/")
+
+
+def _is_base_url(url: str) -> bool:
+    try:
+        base_url(url)
+    except ValueError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=1)
@@ -192,6 +286,16 @@ def _fault(location: tuple[int | str, ...], message: str) -> str:
     name = str(location[0]) if location else ""
     variable = name if name.isupper() else _variable(name)
     return f"{variable}: {message.removeprefix('Value error, ')}"
+
+
+def _pairs(keys: SecretStr | None) -> list[tuple[str, str]]:
+    entries = keys.get_secret_value().split(",") if keys else []
+    pairs = (entry.strip().partition("=") for entry in entries if entry.strip())
+    return [(url, key) for url, _, key in pairs]
+
+
+def _as_redis(url: str) -> str:
+    return "redis" + url[len("valkey") :] if url.startswith("valkey:") else url
 
 
 def _scheme(url: SecretStr | None) -> str:

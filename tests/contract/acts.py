@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from threading import Barrier
 from typing import Any, Final, TypeVar
@@ -14,9 +14,10 @@ from worker.jobs.queues import BULK, INTERACTIVE
 from worker.jobs.states import State
 from worker.jobs.views import Batch, Job
 from worker.models import attempt, batch, job, worker
-from worker.store import claims, queries, records, submission
-from worker.store.claims import Claimed, Lane
+from worker.store import claims, leases, queries, records, submission
+from worker.store.claims import Claimed
 from worker.store.engine import Database
+from worker.store.lanes import SINGLES, Lane, lanes_with_work
 from worker.store.records import Record, Recorded
 from worker.store.submission import NewBatch, NewJob
 
@@ -80,7 +81,7 @@ def submit_single(database: Database, priority: int = 0, age_seconds: float = 0.
 def enlist(database: Database, lease_seconds: float = 60.0) -> str:
     """Register a worker."""
     with database.write() as connection:
-        return claims.register_worker(
+        return leases.register_worker(
             connection, name="w@host", host="host", pid=1, lease_seconds=lease_seconds
         )
 
@@ -95,18 +96,31 @@ def lose(database: Database, *worker_ids: str) -> None:
 
 
 def claim(database: Database, worker_id: str, **shares: int) -> list[Claimed]:
-    """Claim so many of each batch."""
+    """Claim up to so many jobs of each batch's lanes."""
     with database.write() as connection:
-        return claims.claim_lanes(connection, worker_id, shares, INTERACTIVE, lambda _: ENDPOINT)
-
-
-def claim_singles(database: Database, worker_id: str, share: int) -> list[Claimed]:
-    return claim(database, worker_id, **{claims.SINGLES: share})
+        return [
+            one
+            for lane in lanes_with_work(connection, BULK, INTERACTIVE)
+            if lane.batch_id in shares
+            for one in claims.claim_lane(
+                connection, worker_id, lane, shares[lane.batch_id], lambda _: ENDPOINT
+            )
+        ]
 
 
 def claim_due(database: Database, worker_id: str, limit: int = 100) -> list[Claimed]:
+    """Claim up to so many jobs of each lane that waited, and none that did not."""
     with database.write() as connection:
-        return claims.claim_due(connection, worker_id, limit, lambda _: ENDPOINT)
+        due = [replace(one, ready=False) for one in lanes_with_work(connection, BULK, INTERACTIVE)]
+        return [
+            one
+            for lane in due
+            for one in claims.claim_lane(connection, worker_id, lane, limit, lambda _: ENDPOINT)
+        ]
+
+
+def claim_singles(database: Database, worker_id: str, share: int) -> list[Claimed]:
+    return claim(database, worker_id, **{SINGLES: share})
 
 
 def claim_one(database: Database, worker_id: str, job_id: str) -> Claimed | None:
@@ -115,8 +129,10 @@ def claim_one(database: Database, worker_id: str, job_id: str) -> Claimed | None
 
 
 def lanes(database: Database) -> list[Lane]:
+    """The lanes with work, the highest priority first, then in the order of their batches."""
     with database.read() as connection:
-        return claims.open_lanes(connection, BULK, INTERACTIVE)
+        found = lanes_with_work(connection, BULK, INTERACTIVE)
+    return sorted(found, key=lambda lane: (-lane.priority, lane.batch_id))
 
 
 def rescue(database: Database, max_attempts: int = 3) -> int:

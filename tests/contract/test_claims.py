@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -21,6 +22,7 @@ from tests.contract.acts import (
     lanes,
     ledger,
     lose,
+    new_job,
     outcome_of,
     put,
     put_off,
@@ -29,11 +31,24 @@ from tests.contract.acts import (
     submit_batch,
     submit_single,
 )
+from worker.jobs.ids import lane_id
+from worker.jobs.queues import BULK
 from worker.jobs.states import AttemptState, BatchState, State
 from worker.models import batch, job
-from worker.store import claims
-from worker.store.claims import SINGLES, Claimed, Lane
+from worker.store import claims, leases, submission
+from worker.store.claims import Claimed
 from worker.store.engine import Database
+from worker.store.lanes import SINGLES, lane_of, lanes_with_work
+from worker.store.submission import NewBatch
+
+
+def seen(database: Database) -> list[tuple[str, int]]:
+    """The batches (or the single jobs) with work, and their priorities."""
+    return [(lane.batch_id, lane.priority) for lane in lanes(database)]
+
+
+def lane_of_batch(batch_id: str) -> str:
+    return lane_id(batch_id, BULK, 0, "gpt-5.1", False)  # noqa: FBT003  # the kind's own form
 
 
 def test_threads_claiming_one_lane_never_get_the_same_job_and_leave_none(
@@ -76,9 +91,12 @@ def test_a_claim_brings_what_the_call_needs_and_marks_the_job_as_running(
     worker_id = enlist(database)
     (claimed,) = claim(database, worker_id, **{batch_id: 5})
     assert claimed == Claimed(
-        id=job_ids(database, batch_id)[0], fence=1, batch_id=batch_id, body="{}", model="gpt-5.1",
-        multimodal=False, stream=False, attempts=1, diverts=0,
+        id=job_ids(database, batch_id)[0], fence=1, batch_id=batch_id,
+        lane_id=lane_of_batch(batch_id), body="{}", model="gpt-5.1", multimodal=False,
+        stream=False, attempts=1, diverts=0, reasks=0, followup=None,
+        age_seconds=claimed.age_seconds,
     )  # fmt: skip
+    assert 0 <= claimed.age_seconds < 30
     row = raw_job(database, claimed.id)
     assert (row["state"], row["worker_id"], row["due_at"]) == (State.RUNNING, worker_id, None)
     assert abs(row["started_at"] - datetime.now(UTC)) < timedelta(seconds=30)
@@ -103,8 +121,9 @@ def test_a_claim_that_fails_before_it_commits_leaves_the_jobs_as_they_were(
     def nowhere(_: Claimed) -> str:
         raise LookupError
 
+    (lane,) = lanes(database)
     with pytest.raises(LookupError), database.write() as connection:
-        claims.claim_lanes(connection, worker_id, {batch_id: 2}, "interactive", nowhere)
+        claims.claim_lane(connection, worker_id, lane, 2, nowhere)
     for job_id in job_ids(database, batch_id):
         assert job_of(database, job_id).state is State.QUEUED
         assert ledger(database, job_id) == []
@@ -126,16 +145,62 @@ def test_lanes_with_ready_jobs_are_listed_by_priority(database: Database) -> Non
     low, high = submit_batch(database, 1, priority=-1), submit_batch(database, 1, priority=9)
     middle = submit_batch(database, 1)
     submit_single(database, age_seconds=60)
-    assert lanes(database) == [
-        Lane(high, 9), Lane(SINGLES, 0), Lane(middle, 0), Lane(low, -1),
-    ]  # fmt: skip
+    assert seen(database) == [(high, 9), (SINGLES, 0), (middle, 0), (low, -1)]
+
+
+def test_a_batch_has_a_lane_for_each_model_kind_and_choice_of_endpoints(
+    database: Database,
+) -> None:
+    batch_id = fill_batch(database, 1)
+    own = ("https://a.example", "https://b.example")
+    jobs = [
+        replace(new_job(2), model="other"),
+        replace(new_job(3), multimodal=True),
+        replace(new_job(4), endpoints=own),
+        replace(new_job(5), endpoints=own),
+    ]
+    submission.add_jobs(database, batch_id, NewBatch("requests.jsonl", BULK), jobs)
+    with database.write() as connection:
+        submission.open_batch(connection, batch_id, 5, None, None)
+    found = {(one.model, one.multimodal, one.endpoints) for one in lanes(database)}
+    assert found == {
+        ("gpt-5.1", False, ()), ("other", False, ()), ("gpt-5.1", True, ()), ("gpt-5.1", False, own)
+    }  # fmt: skip
+    assert len(lanes(database)) == 4
+    assert {one.batch_id for one in lanes(database)} == {batch_id}
+
+
+def test_a_lane_tells_when_its_waiting_jobs_are_due(database: Database) -> None:
+    batch_id = submit_batch(database, 2)
+    worker_id = enlist(database)
+    first, second = claim(database, worker_id, **{batch_id: 2})
+    assert lanes(database) == []
+    put_off(database, first, 3600.0)
+    (lane,) = lanes(database)
+    assert (lane.ready, lane.is_due, lane.claimable) == (False, False, False)
+    assert lane.due_seconds == pytest.approx(3600.0, abs=20)
+    put_off(database, second, -60.0)
+    (lane,) = lanes(database)
+    assert (lane.ready, lane.is_due, lane.claimable) == (False, True, True)
+
+
+def test_the_lane_of_a_job_is_known_while_it_can_be_claimed(database: Database) -> None:
+    job_id = submit_single(database)
+    with database.read() as connection:
+        lane = lane_of(connection, job_id)
+    assert lane is not None
+    assert (lane.batch_id, lane.model, lane.multimodal) == (SINGLES, "gpt-5.1", False)
+    assert claim_one(database, enlist(database), job_id) is not None
+    with database.read() as connection:
+        assert lane_of(connection, job_id) is None
+        assert lane_of(connection, "job_none") is None
 
 
 def test_a_lane_closes_when_its_last_ready_job_is_claimed(database: Database) -> None:
     batch_id = submit_batch(database, 2)
     worker_id = enlist(database)
     claim(database, worker_id, **{batch_id: 1})
-    assert lanes(database) == [Lane(batch_id, 0)]
+    assert seen(database) == [(batch_id, 0)]
     claim(database, worker_id, **{batch_id: 1})
     assert lanes(database) == []
 
@@ -155,7 +220,7 @@ def test_a_cancelled_batch_is_no_lane(database: Database) -> None:
 def test_lanes_of_another_queue_are_not_ours(database: Database) -> None:
     submit_batch(database, 1)
     with database.read() as connection:
-        assert claims.open_lanes(connection, "other", "other") == []
+        assert lanes_with_work(connection, "other", "other") == []
 
 
 def test_a_single_job_is_left_to_its_own_message_for_five_seconds(database: Database) -> None:
@@ -164,7 +229,7 @@ def test_a_single_job_is_left_to_its_own_message_for_five_seconds(database: Data
     assert lanes(database) == []
     assert claim_singles(database, worker_id, 5) == []
     old = submit_single(database, age_seconds=6)
-    assert lanes(database) == [Lane(SINGLES, 0)]
+    assert seen(database) == [(SINGLES, 0)]
     assert ids(claim_singles(database, worker_id, 5)) == [old]
 
 
@@ -214,8 +279,7 @@ def test_the_time_to_the_next_due_job_is_told(
     database: Database, waiting: tuple[str, list[Claimed]]
 ) -> None:
     def until() -> float | None:
-        with database.read() as connection:
-            return claims.seconds_until_due(connection)
+        return next((one.due_seconds for one in lanes(database)), None)
 
     worker_id, claimed = waiting
     assert until() == pytest.approx(-60.0, abs=20)
@@ -277,6 +341,18 @@ def test_the_first_start_of_a_job_is_kept_over_later_claims(database: Database) 
     assert job_of(database, claimed.id).started_at == started
 
 
+def test_the_age_of_a_job_runs_from_its_first_start(database: Database) -> None:
+    worker_id = enlist(database)
+    claimed = claim_one(database, worker_id, submit_single(database))
+    assert claimed is not None
+    put_off(database, claimed, 0.0)
+    with database.write() as connection:
+        long_ago = datetime.now(UTC) - timedelta(seconds=100)
+        connection.execute(update(job).where(job.c.id == claimed.id).values(started_at=long_ago))
+    (again,) = claim_due(database, worker_id)
+    assert 95 < again.age_seconds < 130
+
+
 # --- leases ---------------------------------------------------------------------------------------
 
 
@@ -292,7 +368,7 @@ def test_a_heartbeat_renews_a_lease_that_had_run_out(database: Database) -> None
     claim(database, worker_id, **{batch_id: 1})
     lose(database, worker_id)
     with database.write() as connection:
-        claims.heartbeat(connection, worker_id, 60.0)
+        leases.heartbeat(connection, worker_id, 60.0)
     assert rescue(database) == 0
 
 
@@ -307,9 +383,9 @@ def test_the_jobs_of_a_worker_without_a_lease_are_queued_again_and_their_calls_u
         lose(database, worker_id)
     with database.write() as connection:
         if end == "retired":
-            claims.retire_worker(connection, worker_id)
+            leases.retire_worker(connection, worker_id)
         elif end == "known_dead":
-            claims.end_leases(connection, [worker_id])
+            leases.end_leases(connection, [worker_id])
     assert _rescued_in_the_end(database) == 2
     for one in claimed:
         assert job_of(database, one.id).state is State.QUEUED
@@ -360,6 +436,42 @@ def test_a_batch_whose_last_job_is_poison_is_finished_by_the_rescue(database: Da
     found = batch_of(database, batch_id)
     assert (found.state, found.succeeded, found.failed) == (BatchState.COMPLETED, 1, 1)
     assert found.finished_at is not None
+
+
+def test_where_an_unknown_outcome_is_not_repeated_a_rescue_fails_the_jobs(
+    database: Database,
+) -> None:
+    batch_id = submit_batch(database, 2)
+    worker_id = enlist(database)
+    claimed = claim(database, worker_id, **{batch_id: 2})
+    lose(database, worker_id)
+    with database.write() as connection:
+        assert claims.rescue(connection, 3, repeat=False) == 2
+    _all_failed_as_unknown(database, batch_id, claimed)
+
+
+def test_where_an_unknown_outcome_is_not_repeated_jobs_given_back_fail(database: Database) -> None:
+    batch_id = submit_batch(database, 2)
+    worker_id = enlist(database)
+    claimed = claim(database, worker_id, **{batch_id: 2})
+    keys = [(one.id, one.fence) for one in claimed]
+    with database.write() as connection:
+        stale = [(job_id, fence + 1) for job_id, fence in keys]
+        claims.give_back(connection, worker_id, stale, repeat=False)
+        claims.give_back(connection, "another", keys[:1], repeat=False)
+    assert batch_of(database, batch_id).failed == 0
+    with database.write() as connection:
+        claims.give_back(connection, worker_id, keys, repeat=False)
+    _all_failed_as_unknown(database, batch_id, claimed)
+
+
+def _all_failed_as_unknown(database: Database, batch_id: str, claimed: list[Claimed]) -> None:
+    for one in claimed:
+        found = job_of(database, one.id)
+        assert (found.state, found.error_code) == (State.FAILED, "outcome_unknown")
+        assert [row["state"] for row in ledger(database, one.id)] == [AttemptState.UNKNOWN]
+    ended = batch_of(database, batch_id)
+    assert (ended.state, ended.failed) == (BatchState.COMPLETED, len(claimed))
 
 
 def test_rescue_goes_on_where_its_limit_ended(database: Database) -> None:
@@ -418,4 +530,4 @@ def test_a_worker_learns_which_jobs_it_still_holds(database: Database) -> None:
     cancel(database, job_id=cancelled.id)
     put(database, outcome_of(answered))
     with database.read() as connection:
-        assert claims.still_held(connection, worker_id) == {kept.id: kept.fence}
+        assert leases.still_held(connection, worker_id) == {kept.id: kept.fence}

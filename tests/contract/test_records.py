@@ -361,6 +361,7 @@ def test_failed_jobs_run_again_with_a_fresh_count_and_an_unbroken_ledger(
     assert retry_failed(database, batch_id) == 2
     found = batch_of(database, batch_id)
     assert (found.state, found.failed, found.finished_at) == (BatchState.IN_PROGRESS, 0, None)
+    assert raw_job(database, bad[0].id)["started_at"] is None
     again = claim(database, enlist(database), **{batch_id: 5})
     assert [(one.id, one.attempts, one.fence) for one in again] == [(one.id, 1, 2) for one in bad]
     put(database, *(outcome_of(one) for one in again))

@@ -55,7 +55,7 @@ def _check_results(path: Path) -> None:
 def test_a_run_that_was_broken_off_goes_on_and_pays_for_nothing_twice(
     shell: Shell, number: signal.Signals, status: int
 ) -> None:
-    with SimulatorThread(Behaviour(latency_seconds=0.05)) as simulator:
+    with SimulatorThread(Behaviour(latency_seconds=0.2)) as simulator:
         shell.variables = pointing_at(simulator) | {"CHATQUEUE_MAX_IN_FLIGHT": "32"}
         file = shell.write("many.jsonl", (question(f"question {n}") for n in range(LINES)))
         first = shell.start("run", file, "-o", "out.jsonl")

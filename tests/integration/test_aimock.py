@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import wait_until
 from tests.integration.conftest import MakeSite, Site, plain
 from worker.jobs.states import State
+from worker.jobs.views import Job
 
 pytestmark = pytest.mark.services
 
@@ -27,7 +28,20 @@ ANSWERS: list[dict[str, Any]] = [
         "response": {"content": "It is so.", "reasoning": "First this, then that."},
     },
     {"match": {"userMessage": "plain"}, "response": {"content": "A plain answer, in pieces. ✓"}},
+    {
+        "match": {"userMessage": "truncated"},
+        "response": {"content": "Of this answer not all that there is will come, by far."},
+        "truncateAfterChunks": 3,
+        "latency": 50,
+    },
 ]
+CHAOS: dict[str, float] = {
+    "dropRate": 0.15,
+    "malformedRate": 0.1,
+    "disconnectRate": 0.1,
+    "rateLimitRate": 0.05,
+    "latencyMs": 20,
+}
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
 
 
@@ -91,6 +105,23 @@ def site(make_site: MakeSite, aimock: str) -> Iterator[Site]:
     made.close()
 
 
+@pytest.fixture(scope="module")
+def impatient(make_site: MakeSite, aimock: str) -> Iterator[Site]:
+    """A site whose jobs get few attempts, so that some of them fail."""
+    made = make_site()
+    made.start_worker(text_endpoints=(aimock,), multimodal_endpoints=(aimock,), max_attempts=2)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def chaos(aimock: str) -> Iterator[None]:
+    url = f"{aimock}/__aimock/chaos"
+    httpx.post(url, json=CHAOS, trust_env=False).raise_for_status()
+    yield
+    httpx.delete(url, trust_env=False).raise_for_status()
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "think": {"model": "gpt-5.1-thinking"},
@@ -107,32 +138,60 @@ def _requests(name: str) -> list[str]:
     ]
 
 
-def _check(site: Site, name: str) -> int:
+def _check(body: str, job: Job) -> None:
+    """Check that an answer is the whole one."""
+    assert job.state is State.SUCCEEDED
+    if "weather" in body:
+        (call,) = job.tool_calls
+        assert (call.name, json.loads(call.arguments)) == ("get_weather", {"town": "Ulm"})
+        assert job.finish_reason == "tool_calls"
+    elif "think" in body:
+        assert (job.content, job.finish_reason) == ("It is so.", "stop")
+        assert job.reasoning_content == "First this, then that."
+    else:
+        assert (job.content, job.finish_reason) == ("A plain answer, in pieces. ✓", "stop")
+
+
+def _run(site: Site, name: str) -> int:
     """Run a batch, check every answer, and return how many calls it took."""
     bodies = _requests(name)
     jobs = site.run(bodies)
-    assert {job.state for job in jobs} == {State.SUCCEEDED}
     for body, job in zip(bodies, jobs, strict=True):
-        if "weather" in body:
-            (call,) = job.tool_calls
-            assert (call.name, json.loads(call.arguments)) == ("get_weather", {"town": "Ulm"})
-            assert job.finish_reason == "tool_calls"
-        elif "think" in body:
-            assert (job.content, job.finish_reason) == ("It is so.", "stop")
-            assert job.reasoning_content == "First this, then that."
-        else:
-            assert (job.content, job.finish_reason) == ("A plain answer, in pieces. ✓", "stop")
-    return sum(job.attempts for job in jobs)
+        _check(body, job)
+    return sum(len(site.client.attempts(job.id)) for job in jobs)
 
 
 def test_a_batch_of_all_kinds_is_answered_at_the_first_call(site: Site) -> None:
-    assert _check(site, "calm") == len(_requests("calm"))
+    assert _run(site, "calm") == len(_requests("calm"))
 
 
-def test_a_batch_is_answered_amid_chaos(site: Site, aimock: str) -> None:
-    chaos = {"dropRate": 0.2, "malformedRate": 0.1, "disconnectRate": 0.1}
-    httpx.post(f"{aimock}/__aimock/chaos", json=chaos, trust_env=False).raise_for_status()
-    try:
-        assert _check(site, "chaos") > len(_requests("chaos"))
-    finally:
-        httpx.delete(f"{aimock}/__aimock/chaos", trust_env=False).raise_for_status()
+@pytest.mark.usefixtures("chaos")
+def test_a_batch_is_answered_amid_chaos(site: Site) -> None:
+    assert _run(site, "chaos") > len(_requests("chaos"))
+
+
+@pytest.mark.usefixtures("chaos")
+def test_amid_chaos_a_job_ends_with_a_whole_answer_or_says_why_not(impatient: Site) -> None:
+    bodies = [*_requests("some"), *_requests("fail")]
+    jobs = impatient.run(bodies)
+    for body, job in zip(bodies, jobs, strict=True):
+        *failed, last = impatient.client.attempts(job.id)
+        assert all(one.error_code for one in failed)
+        if job.state is State.SUCCEEDED:
+            _check(body, job)
+            assert last.error_code is None
+        else:
+            assert job.state is State.FAILED
+            assert job.error_code == last.error_code is not None
+            assert job.error_message
+
+
+def test_a_stream_that_is_always_truncated_never_succeeds(impatient: Site) -> None:
+    (job,) = impatient.run([plain("truncated", stream=True)])
+    assert job.state is State.FAILED
+    assert job.error_code in {"payload_cut", "connection_reset", "server_disconnected"}
+    whole = ANSWERS[-1]["response"]["content"]
+    assert job.content
+    assert job.content != whole
+    assert whole.startswith(job.content)
+    assert all(one.maybe_billed for one in impatient.client.attempts(job.id))

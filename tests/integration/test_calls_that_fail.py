@@ -6,13 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.integration.conftest import MakeSite, Site, digest, scripted
+from tests.integration.conftest import MakeSite, Site, digest, plain, scripted
+from worker.jobs.shaping import as_stream
 from worker.jobs.states import State
 from worker.jobs.views import Attempt, Job
 
 MAX_ATTEMPTS = 4
+
+# What the server itself puts off costs no attempt.
+PUT_OFF = ("429+retry_after=0.4,ok", "503+retry_after=0.4,ok")
 
 # Those that get better: the script, and the error code of the first call (None: not looked at).
 MENDED = {
@@ -90,7 +95,8 @@ def ran(make_site: MakeSite) -> Iterator[Ran]:
 def test_a_call_that_fails_and_gets_better_is_made_again(ran: Ran, script: str) -> None:
     expected = script.count(",") + 1
     job = ran.job(script)
-    assert (job.state, job.attempts, job.error_code) == (State.SUCCEEDED, expected, None)
+    burnt = 1 if script in PUT_OFF else expected
+    assert (job.state, job.attempts, job.error_code) == (State.SUCCEEDED, burnt, None)
     assert job.content
     assert len(ran.calls(script)) == expected
     attempts = ran.attempts(script)
@@ -111,7 +117,7 @@ def test_a_stream_that_is_not_whole_is_never_taken_for_an_answer(ran: Ran, scrip
     assert ran.attempts(script, stream=True)[0].error_code
 
 
-@pytest.mark.parametrize("script", ["429+retry_after=0.4,ok", "503+retry_after=0.4,ok"])
+@pytest.mark.parametrize("script", PUT_OFF)
 def test_the_wait_that_the_api_asks_for_is_kept(ran: Ran, script: str) -> None:
     first, second = ran.calls(script)
     assert second.arrived_seconds - first.arrived_seconds >= 0.4
@@ -193,3 +199,89 @@ def test_failed_jobs_can_be_run_again(ran: Ran) -> None:
     assert (done.succeeded, done.failed) == (2, 0)
     assert site.calls_of(scripted("ok", "good")) == 1
     assert site.calls_of(scripted("400,ok", "again")) == 2
+
+
+# --- answers of the wrong form, streams nobody asked for, and what is not to be repeated ----------
+
+CITY = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+# the simulator makes up strings without a look at their pattern
+NEVER = {"type": "object", "properties": {"a": {"pattern": "^-{50}$"}}, "required": ["a"]}
+
+
+def _asking(schema: Any, text: str, **fields: Any) -> str:
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    return plain(text, response_format=form, **fields)
+
+
+def test_an_answer_that_does_not_fit_its_schema_fails_and_can_be_read(ran: Ran) -> None:
+    site = ran.site
+    good, bad = site.run([_asking(CITY, "a city"), _asking(NEVER, "no city")])
+    assert (good.state, "name" in json.loads(good.content or "")) == (State.SUCCEEDED, True)
+    assert (bad.state, bad.error_code, bad.attempts) == (State.FAILED, "schema_mismatch", 1)
+    assert "$.a: " in (bad.error_message or "")
+    assert json.loads(bad.response or "")["choices"][0]["message"]["content"] == bad.content
+    assert bad.completion_tokens
+    (attempt,) = site.client.attempts(bad.id)
+    assert not attempt.maybe_billed
+
+
+LONG: dict[str, dict[str, Any]] = {
+    "text": {"max_tokens": 8_000},
+    "stream is false": {"max_tokens": 8_000, "stream": False},
+    "schema": {"max_completion_tokens": 9_000, "response_format": {"type": "json_object"}},
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_a_long_call_is_streamed_and_stored_like_a_plain_one(ran: Ran, kind: str) -> None:
+    site = ran.site
+    body = plain(f"a long story, {kind}", **LONG[kind])
+    (job,) = site.run([body])
+    assert job.state is State.SUCCEEDED
+    assert site.calls_of(as_stream(body)) == 1
+    assert site.calls_of(body) == 0
+    said = _said_plainly(site, body)
+    stored = json.loads(job.response or "")
+    message = said["choices"][0]["message"]
+    assert stored["choices"][0]["message"] == {k: v for k, v in message.items() if v is not None}
+    assert stored["usage"] == said["usage"]
+    assert stored["object"] == said["object"]
+
+
+def _said_plainly(site: Site, body: str) -> Any:
+    """What the simulator says to a body that asks for no stream."""
+    url = f"{site.simulator.url}/v1/chat/completions"
+    headers = {"Authorization": "Bearer x"}
+    reply = httpx.post(url, content=body.encode(), headers=headers, trust_env=False)
+    return reply.raise_for_status().json()
+
+
+@pytest.fixture(scope="module")
+def strict_site(make_site: MakeSite) -> Iterator[Site]:
+    """A queue that pays for nothing twice, and gives a job two seconds."""
+    site = make_site()
+    site.start_worker(unknown_outcome="fail", job_deadline_seconds=2.0, call_timeout_seconds=1.0)
+    yield site
+    site.close()
+
+
+@pytest.mark.parametrize("script", ["reset,ok", "hang,ok", "504,ok"])
+def test_a_call_that_may_have_been_billed_is_not_repeated_where_that_is_forbidden(
+    strict_site: Site, script: str
+) -> None:
+    (job,) = strict_site.run([scripted(script)])
+    assert (job.state, job.attempts) == (State.FAILED, 1)
+    assert "may have been billed" in (job.error_message or "")
+    assert strict_site.calls_of(scripted(script)) == 1
+
+
+def test_a_job_ends_with_its_last_error_at_its_deadline(strict_site: Site) -> None:
+    good, slow, bad = strict_site.run(
+        [scripted("500,ok"), scripted("503+retry_after=0.3"), scripted("503+retry_after=60")]
+    )
+    assert (good.state, good.attempts) == (State.SUCCEEDED, 2)
+    for job in (slow, bad):
+        assert (job.state, job.status) == (State.FAILED, 503)
+        assert "deadline of 2 s" in (job.error_message or "")
+    assert strict_site.calls_of(scripted("503+retry_after=60")) == 1
+    assert 2 <= strict_site.calls_of(scripted("503+retry_after=0.3")) <= 7

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.batches import content_hash, read_lines, result_line
+from worker.batches import content_hash, new_job, read_lines, result_line
+from worker.jobs.lines import RequestLine, check_line
+from worker.jobs.options import JobOptions
 from worker.jobs.states import State
 from worker.store.results import Result
 
@@ -126,3 +128,13 @@ def test_a_file_is_known_by_its_content(tmp_path: Any) -> None:
     assert content_hash(path) == (
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
+
+
+def test_a_job_carries_its_options() -> None:
+    options = JobOptions(("https://example.com",), 3)
+    request = check_line(
+        b'{"model": "m", "messages": [{"role": "user", "content": ""}]}', 1, options
+    )
+    assert isinstance(request, RequestLine)
+    job = new_job(request, 1)
+    assert (job.endpoints, job.reasks) == (options.endpoints, options.reasks)

@@ -8,22 +8,27 @@ from typing import Any
 import pytest
 import structlog
 import typer
+from sqlalchemy import select
 from typer.testing import CliRunner, Result
 
+from tests.pictures import GIF, JPEG, PNG, WEBP, asking_about
 from worker.cli import build, frame
-from worker.cli.work import _errors_of, _image_url, _places, _question, _run_key
+from worker.cli.work import _errors_of, _image_url, _places, _question, _run_key, _Work
 from worker.client import Client
 from worker.errors import InvalidRequestsError
+from worker.jobs.options import JobOptions
 from worker.jobs.states import State
 from worker.jobs.views import Attempt, Batch, Job
+from worker.models import job as job_table
 from worker.settings import Settings
+from worker.store import pauses
+from worker.store.pauses import Refusal
 
 COMMANDS = (
-    *("run", "submit", "ask", "results", "cancel", "retry", "status", "jobs", "show"),
-    *("up", "down", "worker", "flower", "migrate", "simulate", "check"),
+    *("run", "submit", "ask", "results", "cancel", "retry", "resume", "status"),
+    *("jobs", "show", "up", "down", "worker", "flower", "migrate", "simulate", "check"),
 )
 BODY = {"model": "gpt-5.1", "messages": [{"role": "user", "content": "Hello"}]}
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +92,19 @@ def test_every_command_explains_itself_and_its_options(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["run", "submit", "ask", "results", "cancel", "retry", "status", "jobs", "show", "check"],
+    [
+        "run",
+        "submit",
+        "ask",
+        "results",
+        "cancel",
+        "retry",
+        "resume",
+        "status",
+        "jobs",
+        "show",
+        "check",
+    ],
 )
 def test_what_a_program_may_read_can_be_had_as_json(name: str) -> None:
     assert "--json" in printed(name, "--help")
@@ -114,6 +131,9 @@ def test_without_a_command_the_commands_are_listed() -> None:
         ("simulate", "--port", "70000"),
         ("simulate", "--fail-rate", "2"),
         ("ask",),
+        ("submit", "f", "--reasks", "11"),
+        ("run", "f", "--endpoint", "nowhere"),
+        ("ask", "?", "--endpoint", "https://u:p@x"),
     ],
 )
 def test_bad_usage_ends_with_2_and_says_how_to_get_help(words: tuple[str, ...]) -> None:
@@ -238,16 +258,33 @@ def _names(view: type[Any]) -> set[str]:
 
 def test_the_json_of_the_whole_status(batch_id: str) -> None:
     status = json.loads(printed("status", "--json"))
-    assert status.keys() == {"jobs", "unknown_outcomes", "batches"}
+    assert status.keys() == {"jobs", "unknown_outcomes", "pauses", "batches"}
     assert status["jobs"].keys() == {str(state) for state in State}
     (batch,) = status["batches"]
     assert batch["id"] == batch_id
     assert batch.keys() == _names(Batch) | {"done"}
 
 
+def test_a_pause_is_told_with_its_reason_until_somebody_resumes(batch_id: str) -> None:
+    refusal = Refusal("f1a9", "insufficient_quota", "no credit left", "https://a.example", 60.0)
+    with Client(Settings.load()) as client, client.database.write() as connection:
+        pauses.begin(connection, refusal, "job_none", 1)
+    for words in (["status"], ["status", batch_id], ["check"]):
+        told = chatqueue(*words).output
+        assert "insufficient_quota at https://a.example: no credit left" in told
+        assert "chatqueue resume" in told
+    (paused,) = json.loads(printed("status", "--json"))["pauses"]
+    assert (paused["key"], paused["code"]) == ("f1a9", "insufficient_quota")
+    assert printed("resume") == "1 pause ended\n"
+    assert json.loads(printed("resume", "--json")) == {"resumed": 0}
+    assert json.loads(printed("status", "--json"))["pauses"] == []
+
+
 def test_the_json_of_one_batch(batch_id: str) -> None:
     batch = json.loads(printed("status", batch_id, "--json"))
-    assert batch.keys() == _names(Batch) | {"done", "jobs", "unknown_outcomes", "failures"}
+    assert batch.keys() == _names(Batch) | {
+        "done", "jobs", "unknown_outcomes", "failures", "pauses"
+    }  # fmt: skip
     assert batch["jobs"]["queued"] == 3
 
 
@@ -366,13 +403,14 @@ def test_a_question_becomes_a_request() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [("a.png", "png"), ("a.PNG", "png"), ("a.jpg", "jpeg"), ("a.webp", "webp"), ("a.gif", "gif")],
+    ("content", "kind"), [(PNG, "png"), (JPEG, "jpeg"), (WEBP, "webp"), (GIF, "gif")]
 )
-def test_an_images_file_becomes_a_data_url(tmp_path: Path, name: str, kind: str) -> None:
-    (tmp_path / name).write_bytes(PNG)
-    data = base64.b64encode(PNG).decode()
-    assert _image_url(str(tmp_path / name)) == f"data:image/{kind};base64,{data}"
+def test_an_images_file_becomes_a_data_url_whatever_its_name(
+    tmp_path: Path, content: bytes, kind: str
+) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    data = base64.b64encode(content).decode()
+    assert _image_url(str(tmp_path / "a.txt")) == f"data:image/{kind};base64,{data}"
 
 
 @pytest.mark.parametrize("url", ["https://example.com/a", "data:image/png;base64,AAAA"])
@@ -380,10 +418,13 @@ def test_an_images_url_stays_as_it_is(url: str) -> None:
     assert _image_url(url) == url
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a", "a.svg"])
-def test_what_is_no_image_is_refused(name: str) -> None:
-    with pytest.raises(InvalidRequestsError, match="expected a png, jpeg, webp or gif file"):
-        _image_url(name)
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"", "is empty"), (b"a text", "is no png, jpeg, webp or gif")]
+)
+def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(InvalidRequestsError, match=f"image: a.png {words}"):
+        _image_url("a.png")
 
 
 def test_a_missing_image_is_named() -> None:
@@ -411,16 +452,79 @@ def test_the_errors_are_beside_the_results() -> None:
     assert _errors_of(Path("x/out.jsonl")) == Path("x/out.errors.jsonl")
 
 
+def key_of(file: Path, settings: Settings, images: Path | None = None, **options: Any) -> str:
+    return _run_key(_Work(file, 0, JobOptions(**options), images), settings)
+
+
 def test_a_run_is_known_by_its_content_and_by_who_answers(file: Path, tmp_path: Path) -> None:
     settings = Settings(api_key="key")
     same = tmp_path / "same.jsonl"
     same.write_bytes(file.read_bytes())
     other = tmp_path / "other.jsonl"
     other.write_bytes(file.read_bytes() + b"\n")
-    key = _run_key(file, settings)
-    assert _run_key(same, settings) == key
-    assert _run_key(other, settings) != key
+    key = key_of(file, settings)
+    assert key_of(same, settings) == key
+    assert key_of(other, settings) != key
     elsewhere = Settings(api_key="key", text_endpoints="http://127.0.0.1:1")
-    assert _run_key(file, elsewhere) != key
+    assert key_of(file, elsewhere) != key
     simulated = Settings()
-    assert _run_key(file, simulated) == _run_key(same, simulated) != key
+    assert key_of(file, simulated) == key_of(same, simulated) != key
+
+
+def test_a_run_is_known_by_its_options(file: Path) -> None:
+    first, second = "https://first.example", "https://second.example"
+    found = [
+        key_of(file, Settings(), **options)
+        for options in (
+            {},
+            {"reasks": 1},
+            {"reasks": 2},
+            {"endpoints": (first, second)},
+            {"endpoints": (second, first)},
+            {"endpoints": (first,)},
+        )
+    ]
+    assert len(set(found)) == len(found)
+
+
+def test_a_changed_image_makes_a_new_run(file: Path, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "a.png").write_bytes(PNG)
+    key = key_of(file, Settings(), pictures)
+    assert key != key_of(file, Settings())
+    (pictures / "results.jsonl").write_text("{}")
+    assert key_of(file, Settings(), pictures) == key
+    (pictures / "a.png").write_bytes(PNG + b"more")
+    assert key_of(file, Settings(), pictures) != key
+
+
+# --- images and options ---------------------------------------------------------------------------
+
+
+def test_a_path_of_an_image_is_taken_with_its_folder_only(tmp_path: Path) -> None:
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "pics" / "a.png").write_bytes(PNG)
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps(asking_about("a.png")))
+    message = refused("submit", str(file))
+    assert "line 1: messages.0.content.1.image_url.url: must be an https:// URL" in message
+    assert "--images DIR" in message
+    for place in (tmp_path / "pics", Path("pics")):
+        assert printed("submit", str(file), "--images", str(place)).startswith("batch_")
+    assert '"a.png" does not exist' in refused("submit", str(file), "--images", str(tmp_path))
+    gone = str(tmp_path / "gone")
+    assert refused("submit", str(file), "--images", gone) == f"{gone}: there is no such file\n"
+    line = json.dumps(asking_about("a.png"))
+    assert printed("submit", "-", "--images", "pics", stdin=line).startswith("batch_")
+
+
+def test_options_are_taken_from_the_command_line(file: Path) -> None:
+    url = "http://127.0.0.1:1/"
+    printed("submit", str(file), "--reasks", "3", "--endpoint", url, "--endpoint", url)
+    with Client() as client, client.database.read() as connection:
+        assert set(connection.scalars(select(job_table.c.reasks))) == {3}
+
+
+def test_a_bad_endpoint_is_told_with_its_reason(file: Path) -> None:
+    assert "is not an http(s) URL" in refused("submit", str(file), "--endpoint", "ftp://x")

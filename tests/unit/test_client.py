@@ -10,9 +10,12 @@ import pytest
 from celery._state import get_current_app
 from sqlalchemy import select
 
-from worker import Client, InvalidRequestsError, NotFoundError, State
+from tests.pictures import JPEG, PNG, asking_about
+from worker import Client, InvalidRequestsError, JobOptions, NotFoundError, State
 from worker.errors import SchemaError, WaitTimeoutError
+from worker.jobs.images import image_of, reference
 from worker.jobs.states import BatchState
+from worker.models import image as image_table
 from worker.models import job as job_table
 from worker.settings import Settings
 
@@ -74,6 +77,46 @@ def test_what_is_no_json_object_is_refused(client: Client, text: str | bytes) ->
     with pytest.raises(InvalidRequestsError):
         client.submit(text)
     assert stored(client) == []
+
+
+def test_an_image_is_named_by_its_path_in_a_folder(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(PNG)
+    (tmp_path / "b").write_bytes(JPEG)
+    client.submit(asking_about("a"), images=tmp_path)
+    client.submit_many([asking_about("b"), asking_about("a")], images=tmp_path)
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps(asking_about(f"{tmp_path}/b")))
+    client.submit_file(path, images=tmp_path)
+    png, jpeg = (reference(image_of(data).sha256) for data in (PNG, JPEG))
+    assert [json.loads(text) for text in stored(client)] == [
+        asking_about(one) for one in (png, jpeg, png, jpeg)
+    ]
+    with client.database.read() as connection:
+        assert set(connection.scalars(select(image_table.c.data))) == {PNG, JPEG}
+
+
+def test_a_path_without_a_folder_or_without_an_image_is_refused(
+    client: Client, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidRequestsError, match="--images DIR"):
+        client.submit(asking_about("a"))
+    with pytest.raises(InvalidRequestsError, match='must be an image, "a" does not'):
+        client.submit(asking_about("a"), images=tmp_path)
+    with pytest.raises(FileNotFoundError):
+        client.submit(body(), images=tmp_path / "gone")
+    assert stored(client) == []
+
+
+def test_options_are_stored_with_the_jobs(client: Client, tmp_path: Path) -> None:
+    options = JobOptions(reasks=4)
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps({**line("a"), "chatqueue": {"reasks": 1}}))
+    client.submit(body(), options=options)
+    client.submit_many([body(), {**line("a"), "chatqueue": {"reasks": 0}}], options=options)
+    client.submit_file(path, options=options)
+    with client.database.read() as connection:
+        reasks = select(job_table.c.reasks).order_by(job_table.c.id)
+        assert list(connection.scalars(reasks)) == [4, 4, 0, 1]
 
 
 def test_many_requests_are_one_batch_in_their_order(client: Client) -> None:

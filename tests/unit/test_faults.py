@@ -3,10 +3,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from worker.jobs.outcomes import ErrorClass, Failure, Phase
-from worker.upstream.faults import (
+from worker.jobs.outcomes import (
     NO_CHANNEL,
+    RATE_LIMITED,
+    ErrorClass,
+    Failure,
+    Phase,
+    RateLimits,
+)
+from worker.upstream.faults import (
     RATE_LIMIT_WAIT_SECONDS,
     TRANSPORT,
     UNAVAILABLE_WAIT_SECONDS,
@@ -17,7 +25,6 @@ from worker.upstream.faults import (
 from worker.upstream.texts import MAX_BODY, MAX_MESSAGE
 from worker.upstream.waits import (
     MAX_WAIT_SECONDS,
-    RateLimits,
     asked_wait,
     duration_seconds,
     read_rate_limits,
@@ -188,6 +195,8 @@ def test_the_servers_own_word_on_retrying_overrules_the_status(
         ({"retry-after": "Sun, 01 Mar 2026 17:00:00 GMT"}, 0.0),
         ({"retry-after": "9" * 400}, MAX_WAIT_SECONDS),
         ({"retry-after": "soon"}, None),
+        ({"retry-after": "Sun, 01 Mar 99999999999 18:00:30 GMT"}, None),
+        ({"retry-after": "Sun, 01 Mar 2026 18:00:30 +99999999999999"}, None),
         ({"retry-after": "-5"}, None),
         ({"retry-after": "nan"}, None),
         ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0s"}, 360.0),
@@ -202,6 +211,14 @@ def test_the_wait_that_headers_ask_for_is_read(
     assert asked_wait(headers, NOW) == seconds
 
 
+@given(
+    st.text(max_size=40) | st.from_regex(r"\w{3}, \d+ Mar \d+ \d+:\d+:\d+ [+-]\d+", fullmatch=True)
+)
+def test_no_wait_at_all_can_make_the_reader_raise(text: str) -> None:
+    wait = asked_wait({"retry-after": text, "retry-after-ms": text[1:]}, NOW)
+    assert wait is None or 0 <= wait <= MAX_WAIT_SECONDS
+
+
 def test_a_wait_until_a_date_needs_to_be_told_the_time() -> None:
     assert asked_wait({"retry-after": "Sun, 01 Mar 2026 18:00:30 GMT"}, None) is None
 
@@ -213,6 +230,31 @@ def test_documented_waits_hold_only_where_no_header_speaks() -> None:
     assert read(503, retry_after_ms="20").retry_after_seconds == 0.02
     assert read(200, error(429)).retry_after_seconds == RATE_LIMIT_WAIT_SECONDS
     assert read(500).retry_after_seconds is None
+
+
+def test_a_wait_of_the_documentation_is_not_one_that_the_server_asked_for() -> None:
+    assert read(503, retry_after="30").wait_asked
+    assert not read(503).wait_asked
+    assert not read(429).wait_asked
+
+
+@pytest.mark.parametrize(
+    ("failure", "limited"),
+    [
+        (read(429), True),
+        (read(200, error(429)), True),
+        (read(400, error("too_many_requests")), True),
+        (read(429, error("overloaded_error")), True),
+        (read(429, error("insufficient_quota")), False),
+        (read(429, x_should_retry="false"), False),
+        (read(503), False),
+    ],
+)
+def test_a_rate_limit_is_told_from_a_quota_and_from_an_overload(
+    failure: Failure, limited: bool
+) -> None:
+    assert failure.is_rate_limit == limited
+    assert failure.code == RATE_LIMITED or not limited or failure.code == "overloaded_error"
 
 
 def test_a_daily_quota_waits_for_its_reset() -> None:
@@ -234,7 +276,7 @@ def test_a_daily_quota_waits_for_its_reset() -> None:
 )
 def test_a_redirect_is_refused_and_names_its_host(location: str, words: str) -> None:
     found = read(307, b"", location=location)
-    assert (found.error_class, found.code) == (PERMANENT, "redirect_refused")
+    assert (found.error_class, found.code) == (DIVERT, "redirect_refused")
     assert words in found.message
 
 
@@ -279,7 +321,7 @@ def test_long_replies_are_cut_and_kept_storable() -> None:
         (TransportFault.READ_TIMEOUT, DIVERT, Phase.SENT, True),
         (TransportFault.TOTAL_TIMEOUT, DIVERT, Phase.SENT, True),
         (TransportFault.PAYLOAD_CUT, DIVERT, Phase.ANSWERING, True),
-        (TransportFault.TOO_LARGE, PERMANENT, Phase.ANSWERING, True),
+        (TransportFault.TOO_LARGE, DIVERT, Phase.ANSWERING, True),
         (TransportFault.DECODING, DIVERT, Phase.ANSWERING, True),
     ],
 )

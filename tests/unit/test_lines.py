@@ -5,6 +5,7 @@ import pytest
 
 from worker.errors import Fault
 from worker.jobs.lines import RequestLine, check_line, is_blank
+from worker.jobs.options import JobOptions
 
 BODY = '{"model": "gpt-5.1",  "messages": [{"role": "user", "content": "Grüße 😀 \\u00e9"}]}'
 
@@ -133,3 +134,41 @@ def test_a_broken_file_is_reported_with_each_line_and_field() -> None:
         "line 7: body.messages: is missing, must be a list of at least one message",
         "line 11: body.temperature: must be a number between 0 and 2, is 3",
     ]
+
+
+# --- options of ours ------------------------------------------------------------------------------
+
+
+def test_options_in_the_envelope_win_over_those_of_the_batch() -> None:
+    rest = JobOptions(("https://batch.example",), 2)
+    found = check_line(envelope(chatqueue={"reasks": 0}), 2, rest)
+    assert isinstance(found, RequestLine)
+    assert found.options == JobOptions(rest.endpoints, 0)
+    assert found.body == BODY
+
+
+def test_a_line_without_options_has_those_of_the_batch() -> None:
+    rest = JobOptions(reasks=2)
+    for raw in (envelope(), BODY.encode()):
+        found = check_line(raw, 2, rest)
+        assert isinstance(found, RequestLine)
+        assert found.options == rest
+
+
+def test_faults_of_options_are_named_with_all_others() -> None:
+    options = {"reasks": "many", "endpoints": ["nowhere"], "speed": 1}
+    raw = envelope('{"model": "gpt-5.1", "temperature": 3}', custom_id=1, chatqueue=options)
+    assert [fault.field for fault in refused(raw)] == [
+        "custom_id",
+        "chatqueue.reasks",
+        "chatqueue.endpoints",
+        "chatqueue.speed",
+        "body.messages",
+        "body.temperature",
+    ]
+    assert [fault.field for fault in refused(envelope(chatqueue=7))] == ["chatqueue"]
+
+
+def test_a_bare_body_with_options_is_told_to_use_the_envelope() -> None:
+    faults = refused(b'{"chatqueue": {}, ' + BODY.encode()[1:])
+    assert [fault.field for fault in faults] == ["custom_id", "method", "url", "body"]

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from worker.jobs.images import ImageError
 from worker.jobs.requests import check_body
 from worker.jobs.schema import EXPECTED, Body
 
@@ -35,6 +36,10 @@ def image(url: Any, **more: Any) -> bytes:
 
 def tool(name: str = "f", **more: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **more}}
+
+
+def shaped(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +114,9 @@ def test_a_body_within_the_reference_has_no_faults_and_no_warnings(raw: bytes) -
         (image("http://x/y.png"), "messages.0.content.0.image_url.url", "not encrypted"),
         (image("https://"), "messages.0.content.0.image_url.url", "an https:// URL"),
         (image("photos/cat.png"), "messages.0.content.0.image_url.url", "encode it as a data URL"),
+        (image("file:///cat.png"), "messages.0.content.0.image_url.url", "only with --images DIR"),
+        (image("s3://a/b.png"), "messages.0.content.0.image_url.url", "an https:// URL"),
+        (image("chatqueue-image:00"), "messages.0.content.0.image_url.url", "an https:// URL"),
         (image("data:image/jpg;base64,AA=="), "messages.0.content.0.image_url.url", "jpeg"),
         (image("data:image/png,AA"), "messages.0.content.0.image_url.url", "base64,DATA"),
         (image(PNG, detail="huge"), "messages.0.content.0.image_url.detail", "auto, low or high"),
@@ -150,6 +158,12 @@ def test_a_body_within_the_reference_has_no_faults_and_no_warnings(raw: bytes) -
             "response_format.json_schema",
             "is missing",
         ),
+        (
+            body(response_format=shaped({"properties": {"a": {"type": "word"}}})),
+            "response_format.json_schema.schema.properties.a.type",
+            "must be a JSON Schema",
+        ),
+        (body(response_format=shaped([])), "response_format.json_schema.schema", "an object"),
         (body(n=0), "n", "is 0"),
         (body(seed=1.5), "seed", "a whole number"),
         (body(metadata={"a": 1}), "metadata.a", "a string, is 1"),
@@ -177,6 +191,7 @@ def test_all_faults_of_a_body_are_named_at_once() -> None:
         temperature=3,
         messages=[{"role": "tool", "tool_call_id": "c", "content": "x"}, {"role": "assistant"}],
         tools=[tool("a b"), tool(), tool()],
+        response_format=shaped({"type": 7}),
     )
     assert {field for field, _ in check_body(raw).faults} == {
         "model",
@@ -185,6 +200,7 @@ def test_all_faults_of_a_body_are_named_at_once() -> None:
         "messages.1.content",
         "tools.0.function.name",
         "tools.2.function.name",
+        "response_format.json_schema.schema.type",
     }
 
 
@@ -231,6 +247,50 @@ def test_the_check_tells_model_stream_and_multimodal() -> None:
     assert check_body(body(stream=True)).stream
     assert check_body(image(PNG)).multimodal
     assert not check_body(shown({"type": "text", "text": "a"})).multimodal
+
+
+def test_paths_of_images_are_asked_about_where_there_is_somebody_to_ask() -> None:
+    asked: list[str] = []
+
+    def read(path: str) -> str:
+        asked.append(path)
+        if "gone" in path:
+            raise ImageError("does not exist")
+        return f"the reference of {path}"
+
+    parts = [
+        {"type": "image_url", "image_url": {"url": url}}
+        for url in ("a.png", "https://example.com/b.png", PNG, "file:///c.png")
+    ]
+    check = check_body(shown(*parts), read)
+    assert check.multimodal
+    assert check.references == (
+        ("messages.0.content.0.image_url.url", "the reference of a.png"),
+        ("messages.0.content.3.image_url.url", "the reference of file:///c.png"),
+    )
+    assert asked == ["a.png", "file:///c.png"]
+    (fault,) = check_body(image("gone.png", detail="low"), read).faults
+    assert fault == (
+        "messages.0.content.0.image_url.url",
+        'must be an image, "gone.png" does not exist',
+    )
+    both = {field for field, _ in check_body(image("gone.png", detail="huge"), read).faults}
+    assert both == {
+        "messages.0.content.0.image_url.url",
+        "messages.0.content.0.image_url.detail",
+    }
+    (long,) = check_body(image("gone/" * 1_000), read).faults
+    assert len(long[1]) < 250
+
+
+@pytest.mark.parametrize("url", [None, 3, "", "http://x/y.png", "data:image/png,AA", "s3://a/b"])
+def test_what_is_no_path_is_no_image_though_paths_may_be(url: Any) -> None:
+    def read(_: str) -> str:
+        raise AssertionError
+
+    assert [at for at, _ in check_body(image(url), read).faults] == [
+        "messages.0.content.0.image_url.url"
+    ]
 
 
 def test_every_field_of_the_schema_says_what_it_must_be() -> None:

@@ -60,6 +60,10 @@ def test_every_fault_is_reported_at_once_by_the_name_of_its_variable(
         "CHATQUEUE_BROKER_URL": "kafka://b.example",
         "CHATQUEUE_LEASE_SECONDS": "1",
         "CHATQUEUE_LOG_FORMAT": "xml",
+        "CHATQUEUE_UNKNOWN_OUTCOME": "maybe",
+        "CHATQUEUE_STREAM_FROM_TOKENS": "-1",
+        "CHATQUEUE_JOB_DEADLINE_SECONDS": "-1",
+        "CHATQUEUE_BACKOFF_BASE_SECONDS": "0",
         "CHATQUEUE_FLOWER_PORT": "70000",
     }
     for name, value in wrong.items():
@@ -141,6 +145,12 @@ def test_each_kind_of_request_has_its_endpoints() -> None:
     assert found.endpoints_for(multimodal=True) == ("https://m.example",)
 
 
+def test_models_to_stream_are_named_in_a_list_that_may_be_empty() -> None:
+    assert Settings.load().stream_models == ("gpt-5.1-thinking",)
+    assert Settings.load(stream_models="a, b").stream_models == ("a", "b")
+    assert Settings.load(stream_models="").stream_models == ()
+
+
 def test_the_home_is_absolute_and_its_tilde_expanded(tmp_path: Path) -> None:
     assert Settings.load(home="~/queue").home == tmp_path / "queue"
     assert Settings.load(home="queue").home == tmp_path / "queue"
@@ -152,6 +162,9 @@ FULL: dict[str, Any] = {
     "broker_url": BROKER,
     "text_endpoints": "https://a.example,https://b.example/x",
     "max_in_flight": 3,
+    "stream_models": "",
+    "job_deadline_seconds": 60,
+    "unknown_outcome": "fail",
     "connect_timeout_seconds": 0.25,
     "log_format": "json",
     "flower_port": 0,
@@ -183,3 +196,104 @@ def test_the_settings_of_a_process_are_read_once(monkeypatch: pytest.MonkeyPatch
 
 def test_a_secret_given_as_such_is_taken() -> None:
     assert Settings.load(api_key=SecretStr(KEY)).api_key == SecretStr(KEY)
+
+
+# --- keys and the shared limits -------------------------------------------------------------------
+
+
+def shown(found: Settings) -> dict[str, str]:
+    return {url: key.get_secret_value() for url, key in found.keys().items()}
+
+
+def test_every_endpoint_of_the_settings_uses_the_common_key() -> None:
+    found = Settings.load(
+        api_key=KEY, text_endpoints="https://t.example", multimodal_endpoints="https://m.example"
+    )
+    assert shown(found) == {"https://t.example": KEY, "https://m.example": KEY}
+
+
+def test_an_endpoint_with_a_key_of_its_own_uses_that() -> None:
+    found = Settings.load(
+        api_key=KEY,
+        text_endpoints="https://t.example",
+        multimodal_endpoints="https://m.example",
+        endpoint_keys=" https://t.example/=sk-one==, https://else.example/v=sk-two ,",
+    )
+    assert shown(found) == {
+        "https://t.example": "sk-one==",
+        "https://m.example": KEY,
+        "https://else.example/v": "sk-two",
+    }
+
+
+def test_without_a_common_key_only_endpoints_with_their_own_have_one() -> None:
+    assert shown(Settings.load()) == {}
+    found = Settings.load(endpoint_keys="https://t.example=sk-one")
+    assert shown(found) == {"https://t.example": "sk-one"}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "sk-do-not-show-me",
+        "sk-do-not-show-me=https://t.example",
+        "https://t.example",
+        "https://t.example=",
+        "t.example=sk-do-not-show-me",
+        "https://=sk-do-not-show-me",
+        "=sk-do-not-show-me",
+        "https://t.example sk-do-not-show-me==",
+        "https:///sk-do-not-show-me=x",
+        "https://t.example:sk-do-not-show-me=x",
+        "https://t.example=sk-one https://u.example=sk-do-not-show-me",
+    ],
+)
+def test_a_fault_in_the_keys_says_where_and_never_what(entry: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        Settings.load(endpoint_keys=f"https://good.example=sk-good,{entry}")
+    (fault,) = error.value.faults
+    assert fault.startswith("CHATQUEUE_ENDPOINT_KEYS: ")
+    for secret in (KEY, "sk-good"):
+        assert secret not in fault
+
+
+def test_a_key_that_stands_in_a_url_is_never_quoted() -> None:
+    for entry in (f"https://{KEY}@t.example=x", f"https://t.example/?key={KEY}=x"):
+        with pytest.raises(SettingsError) as error:
+            Settings.load(endpoint_keys=entry)
+        assert KEY not in str(error.value)
+
+
+def test_keys_of_endpoints_are_in_no_form_of_the_settings() -> None:
+    found = Settings.load(endpoint_keys=f"https://t.example={KEY}", limits_url=BROKER)
+    for text in (repr(found), str(found), found.model_dump_json(), str(found.keys())):
+        assert KEY not in text
+        assert "hidden-word" not in text
+
+
+@pytest.mark.parametrize(
+    ("broker", "limits", "expected"),
+    [
+        (None, None, None),
+        ("redis://h/1", None, "redis://h/1"),
+        ("rediss://h/1", None, "rediss://h/1"),
+        ("valkey://h/1", None, "redis://h/1"),
+        ("redis+socket:///x.sock?virtual_host=2", None, "redis+socket:///x.sock?virtual_host=2"),
+        ("amqp://h", None, None),
+        ("amqp://h", "redis://l", "redis://l"),
+        ("redis://h/1", "valkey://l/2", "redis://l/2"),
+        (None, "redis+socket:///y.sock", "redis+socket:///y.sock"),
+    ],
+)
+def test_limits_are_shared_through_the_broker_if_it_can_or_through_what_is_named(
+    broker: str | None, limits: str | None, expected: str | None
+) -> None:
+    assert Settings.load(broker_url=broker, limits_url=limits).shared_redis_url == expected
+
+
+def test_limits_are_shared_through_redis_only() -> None:
+    with pytest.raises(SettingsError) as error:
+        Settings.load(limits_url="amqp://user:hidden-word@h")
+    (fault,) = error.value.faults
+    assert fault.startswith("CHATQUEUE_LIMITS_URL: 'amqp' is no Redis")
+    assert "hidden-word" not in fault

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from worker.jobs.outcomes import Answer, ErrorClass, Failure, Phase, ToolCall, Usage
 from worker.upstream.answers import read_answer
 from worker.upstream.faults import TransportFault
-from worker.upstream.streams import StreamAssembler
+from worker.upstream.streams import MAX_LINES, MAX_PARTS, StreamAssembler
 
 HEAD = {"id": "c-1", "object": "chat.completion.chunk", "created": 7, "model": "gpt-5.1"}
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -113,6 +113,75 @@ def test_every_way_of_cutting_the_bytes_gives_the_same_outcome(data: st.DataObje
     cuts = sorted(data.draw(st.sets(st.integers(0, len(whole)), max_size=30)))
     pieces = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
     assert read(*pieces) == read(whole)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_every_single_cut_gives_the_same_outcome(stream: list[bytes]) -> None:
+    whole = b"".join(stream).replace(b"\n", b"\r\n")
+    expected = read(whole)
+    for place in range(len(whole)):
+        assert read(whole[:place], whole[place:]) == expected, place
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+SAYINGS = st.one_of(
+    st.tuples(st.sampled_from(["content", "reasoning_content", "refusal"]), st.just(0), TEXT),
+    st.tuples(st.just("call"), st.integers(0, 3), TEXT),
+)
+FRAMES = st.sampled_from(
+    [
+        b"data: %b\n\n",
+        b"data:%b\r\n\r\n",
+        b": PING\n\ndata: %b\n\n",
+        b"event: message\nid: 1\nretry: 5\ndata: %b\n\n",
+        b"\r\n: keep-alive\r\ndata: %b\r\n\r\n",
+        b"data: %b\n",  # without the empty line between
+    ]
+)
+JSON = [
+    lambda value: json.dumps(value).encode(),
+    lambda value: json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(),
+]
+
+
+def piece(kind: str, index: int, text: str, *, first: bool) -> dict[str, Any]:
+    """The delta that says a piece of text."""
+    if kind != "call":
+        return {kind: text}
+    head = {"id": f"call-{index}", "type": "function"} if first else {}
+    function = {"name": f"f{index}", "arguments": text} if first else {"arguments": text}
+    return {"tool_calls": [{"index": index, **head, "function": function}]}
+
+
+@given(st.lists(SAYINGS, max_size=12), st.data())
+def test_whatever_is_said_however_framed_and_cut_is_heard_in_full(
+    sayings: list[tuple[str, int, str]], data: st.DataObject
+) -> None:
+    heard: dict[tuple[str, int], str] = {}
+    events: list[dict[str, Any]] = [{"choices": [{"delta": {"role": "assistant"}}]}]
+    for kind, index, text in sayings:
+        said = piece(kind, index, text, first=(kind, index) not in heard)
+        heard[kind, index] = heard.get((kind, index), "") + text
+        events.append({**HEAD, "choices": [{"index": 0, "delta": said, "finish_reason": None}]})
+    events.append({**HEAD, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    events.append({**HEAD, "choices": [], "usage": USAGE})
+    whole = b"".join(
+        data.draw(FRAMES) % data.draw(st.sampled_from(JSON))(value) for value in events
+    )
+    whole += data.draw(st.sampled_from([b"", b"\n" + DONE, b"\r\n" + DONE]))
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(whole)), max_size=20)))
+    found = answer(
+        *(whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True))
+    )
+    texts = (found.content, found.reasoning_content, found.refusal)
+    names = ("content", "reasoning_content", "refusal")
+    assert [text or "" for text in texts] == [heard.get((name, 0), "") for name in names]
+    calls = {index: text for (kind, index), text in heard.items() if kind == "call"}
+    assert {(call.call_id, call.name): call.arguments for call in found.tool_calls} == {
+        (f"call-{index}", f"f{index}"): text for index, text in calls.items()
+    }
+    assert [call.call_id for call in found.tool_calls] == [f"call-{n}" for n in sorted(calls)]
+    assert (found.usage, found.finish_reason) == (Usage(3, 0, 2, 0, 5), "stop")
 
 
 @pytest.mark.parametrize("stream", STREAMS)
@@ -349,6 +418,36 @@ def test_an_answer_that_was_whole_when_the_connection_broke_is_kept() -> None:
     outcome = assembler.broken(TransportFault.READ_TIMEOUT, "silence")
     assert isinstance(outcome, Answer)
     assert outcome.content == "Grüße 😀!"
+
+
+def test_any_number_of_events_may_come_without_an_empty_line_between() -> None:
+    words = [delta(content="x").rstrip() + b"\n"] * (MAX_LINES + 1)
+    found = answer(*words, delta(finish="stop").rstrip() + b"\n", DONE)
+    assert found.content == "x" * (MAX_LINES + 1)
+
+
+@pytest.mark.parametrize("line", [b"data:\n", b"data: x\n", b"xy\n"])
+def test_an_event_of_endless_lines_is_given_up(line: bytes) -> None:
+    assembler = StreamAssembler()
+    assembler.feed(delta(content="a") if line.startswith(b"data") else b"")
+    assembler.feed(line * (MAX_LINES + 1))
+    assert assembler.done
+    found = assembler.finish()
+    assert isinstance(found, Failure)
+    assert (found.code, found.maybe_billed) == ("stream_unreadable", True)
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        event(choices=[{"index": n} for n in range(MAX_PARTS + 1)]),
+        delta(tool_calls=[{"index": n, "id": f"c{n}"} for n in range(MAX_PARTS + 1)]),
+        delta(tool_calls=[{"function": {"name": "f"}}] * (MAX_PARTS + 1)),
+    ],
+    ids=["choices", "indexed calls", "whole calls"],
+)
+def test_more_choices_or_calls_than_any_answer_has_are_a_failure(flood: bytes) -> None:
+    assert failure(delta(content="a"), flood, delta(finish="stop")).code == "stream_unreadable"
 
 
 @given(st.lists(st.sampled_from([*HELLO, *CALLS, *THOUGHT, b"data:", b"\n", b"x", b"\r\n"])))

@@ -12,7 +12,7 @@ from worker.client import reach
 from worker.errors import BrokerError, ChatqueueError, SettingsError
 from worker.queue.app import check_broker
 from worker.settings import Settings
-from worker.store import schema
+from worker.store import pauses, schema
 from worker.store.engine import Database
 from worker.upstream.probe import probe
 
@@ -54,7 +54,7 @@ def _look() -> Iterator[Finding]:
         return
     yield Finding("ok", "settings", "valid")
     yield from _key(given)
-    yield _database(given)
+    yield from _database(given)
     settings = reach(given)
     yield _broker(settings)
     yield from _endpoints(settings)
@@ -69,15 +69,24 @@ def _key(given: Settings) -> Iterator[Finding]:
         yield Finding("error", "key", "EVOLINK_API_KEY is not set, and endpoints are configured")
 
 
-def _database(settings: Settings) -> Finding:
+def _database(settings: Settings) -> Iterator[Finding]:
     try:
         with Database(settings.sqlalchemy_url) as database:
             schema.verify(database)
+            with database.read() as connection:
+                paused = pauses.active(connection)
     except ChatqueueError as error:
         embedded = settings.database_url is None
         hint = " (the embedded stack migrates it by itself)" if embedded else ""
-        return Finding("warning" if embedded else "error", "database", f"{error}{hint}")
-    return Finding("ok", "database", "reachable, and at this version's schema")
+        yield Finding("warning" if embedded else "error", "database", f"{error}{hint}")
+        return
+    yield Finding("ok", "database", "reachable, and at this version's schema")
+    for one in paused:
+        yield Finding(
+            "warning",
+            "paused",
+            f"{one.code} at {one.endpoint}: {one.message}; 'chatqueue resume' goes on at once",
+        )
 
 
 def _broker(settings: Settings) -> Finding:
@@ -96,6 +105,6 @@ def _endpoints(settings: Settings) -> Iterator[Finding]:
         if simulated:
             yield Finding("warning", url, "not tried: there is no key")
             continue
-        answer = probe(url, settings.api_key, settings.connect_timeout_seconds)
+        answer = probe(url, settings.keys().get(url), settings.connect_timeout_seconds)
         level = "ok" if answer.is_good else "warning" if answer.is_reachable else "error"
         yield Finding(level, url, answer.message)

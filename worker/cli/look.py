@@ -65,12 +65,14 @@ def show(
 def _status_of_all(client: Client, limit: int, *, as_json: bool) -> None:
     counts = client.count()
     unknown = client.unknown_outcomes()
+    pauses = client.pauses()
     found = client.batches(limit)
     if as_json:
         render.print_json(
             {
                 "jobs": {str(state): counts.get(state, 0) for state in State},
                 "unknown_outcomes": unknown,
+                "pauses": [views.as_json(one) for one in pauses],
                 "batches": [render.batch_json(one) for one in found],
             }
         )
@@ -78,6 +80,7 @@ def _status_of_all(client: Client, limit: int, *, as_json: bool) -> None:
     render.say(", ".join(f"{counts.get(state, 0)} {state}" for state in State))
     if unknown:
         render.warn(f"{unknown} calls of unknown outcome: they may have been billed")
+    render.pauses(pauses)
     if found:
         render.batches(found)
 
@@ -90,9 +93,17 @@ def _status_of_batch(client: Client, batch_id: str, *, as_json: bool) -> None:
     if as_json:
         states: dict[str, Any] = {str(state): counts.get(state, 0) for state in State}
         groups = [views.as_json(group) for group in failures]
-        extra = {"jobs": states, "unknown_outcomes": unknown, "failures": groups}
+        paused = [views.as_json(one) for one in client.pauses()]
+        extra = {
+            "jobs": states,
+            "unknown_outcomes": unknown,
+            "failures": groups,
+            "pauses": paused,
+        }
         render.print_json(render.batch_json(batch) | extra)
         return
+    if not batch.is_finished:
+        render.pauses(client.pauses())
     render.batches([batch])
     render.summary(batch, counts, unknown)
     for group in failures:

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from worker.jobs.states import State
 from worker.jobs.views import Attempt, Batch, Job, as_json
+from worker.store.pauses import Pause
 from worker.telemetry.flower import short_count
 
 out: Final = Console(highlight=False, soft_wrap=True)
@@ -61,6 +62,16 @@ def note(text: str, style: str = "dim") -> None:
 def warn(text: str) -> None:
     """Print a warning."""
     err.print(Text(f"warning: {text}", style="yellow"))
+
+
+def pauses(found: Sequence[Pause]) -> None:
+    """Warn of the keys that are paused: why, where, and what to do."""
+    for one in found:
+        again = max(0, round(one.probe_seconds))
+        warn(
+            f"paused since {when(one.since)}: {one.code} at {one.endpoint}: {one.message}; jobs "
+            f"wait unharmed, one tries again in {again} s, 'chatqueue resume' goes on at once"
+        )
 
 
 def fail(text: str) -> None:

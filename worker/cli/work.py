@@ -1,12 +1,11 @@
-"""Commands that hand in work and bring back answers: run, submit, ask, results, cancel, retry."""
+"""Commands that hand in work, bring back answers, and let work go on or end."""
 
-import base64
 import hashlib
-import mimetypes
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -18,13 +17,16 @@ from worker.batches import Submitted, Written, content_hash, stream_results, wri
 from worker.cli import frame, render
 from worker.client import Client
 from worker.errors import Fault, InvalidRequestsError
+from worker.images import ImageFolder, read_image
 from worker.jobs import views
+from worker.jobs.images import ImageError, data_url
+from worker.jobs.options import MAX_REASKS, JobOptions
 from worker.jobs.states import State
 from worker.jobs.views import Batch
-from worker.settings import Settings
+from worker.settings import Settings, base_url
 from worker.store import submission
 from worker.store.submission import NewBatch
-from worker.telemetry.flower import eta_text, row_text
+from worker.telemetry.flower import eta_text, held_text, row_text
 
 STDIN: Final = "-"
 POLL_SECONDS: Final = 0.2
@@ -41,9 +43,38 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program t
 Priority = Annotated[int, typer.Option(help="Higher is served first.")]
 
 
+def _base_urls(urls: list[str] | None) -> list[str]:
+    try:
+        return [base_url(url) for url in urls or ()]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Images = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of the images that requests name by their paths."),
+]
+Endpoint = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="URL",
+        callback=_base_urls,
+        help="Where to send these jobs, in place of the settings; may be repeated.",
+    ),
+]
+Reasks = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=MAX_REASKS,
+        help="How often to ask again for an answer that matches its JSON schema.",
+    ),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for function in (run, submit, ask, results, cancel, retry):
+    for function in (run, submit, ask, results, cancel, retry, resume):
         frame.command(app)(function)
 
 
@@ -51,7 +82,10 @@ def run(
     file: FilePath,
     out: Out = None,
     errors: Errors = None,
+    images: Images = None,
     priority: Priority = 0,
+    endpoint: Endpoint = None,
+    reasks: Reasks = 0,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Run everything again, though it was run before.")
     ] = False,
@@ -63,8 +97,9 @@ def run(
     up. Interrupted, the same command goes on where it stopped; nothing is paid for twice.
     """
     settings = Settings.load()
+    work = _Work(file, priority, JobOptions(tuple(endpoint or ()), reasks), images)
     with frame.client(settings) as client:
-        submitted = _submit_again(client, settings, file, priority, fresh=fresh)
+        submitted = _submit_again(client, settings, work, fresh=fresh)
         _show_warnings(submitted)
         try:
             batch = _finish(client, settings, submitted.batch_id)
@@ -78,15 +113,19 @@ def run(
 
 def submit(
     file: FilePath,
+    images: Images = None,
     priority: Priority = 0,
+    endpoint: Endpoint = None,
+    reasks: Reasks = 0,
     key: Annotated[
         str | None, typer.Option(help="Submitting under the same key again enqueues nothing.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Enqueue a file of requests and print the batch's id."""
+    work = _Work(file, priority, JobOptions(tuple(endpoint or ()), reasks), images)
     with frame.client() as client:
-        submitted = _submit(client, file, key=key, priority=priority)
+        submitted = _submit(client, work, key)
         _show_warnings(submitted)
         if as_json:
             render.print_json(render.batch_json(client.batch(submitted.batch_id)))
@@ -104,16 +143,19 @@ def ask(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer, in tokens.")
     ] = None,
+    endpoint: Endpoint = None,
+    reasks: Reasks = 0,
     as_json: AsJson = False,
 ) -> None:
     """Ask one question, wait, and print the answer."""
     question = sys.stdin.read() if text == STDIN else text
     body = _question(question, model, system, image or [], max_tokens)
+    options = JobOptions(tuple(endpoint or ()), reasks)
     with (
         _stack(Settings.load(), workers=1, flower=False) as (connected, _),
         frame.client(connected) as client,
     ):
-        job = client.wait(client.submit(body).id)
+        job = client.wait(client.submit(body, options=options).id)
         if as_json:
             render.print_json(views.as_json(job))
         elif job.state is State.SUCCEEDED:
@@ -171,6 +213,16 @@ def retry(
         render.say(f"{count} job{'' if count == 1 else 's'} back in the queue")
 
 
+def resume(as_json: AsJson = False) -> None:
+    """Use paused keys again at once: the balance is filled up, or the key is good again."""
+    with frame.client() as client:
+        count = client.resume()
+    if as_json:
+        render.print_json({"resumed": count})
+    else:
+        render.say(f"{count} pause{'' if count == 1 else 's'} ended")
+
+
 # --- the embedded stack -------------------------------------------------------------------------
 
 
@@ -196,22 +248,32 @@ def _stack(
 # --- submitting ---------------------------------------------------------------------------------
 
 
-def _submit(client: Client, file: Path, *, key: str | None, priority: int) -> Submitted:
-    if str(file) == STDIN:
-        new = NewBatch("stdin", "bulk", priority, key)
-        return client.submit_lines(sys.stdin.buffer, new)
-    return client.submit_file(file, key=key, priority=priority)
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What `run` and `submit` were told to hand in."""
+
+    file: Path
+    priority: int
+    options: JobOptions
+    images: Path | None
 
 
-def _submit_again(
-    client: Client, settings: Settings, file: Path, priority: int, *, fresh: bool
-) -> Submitted:
+def _submit(client: Client, work: _Work, key: str | None) -> Submitted:
+    if str(work.file) == STDIN:
+        new = NewBatch("stdin", "bulk", work.priority, key, work.options)
+        return client.submit_lines(sys.stdin.buffer, new, images=work.images)
+    return client.submit_file(
+        work.file, key=key, priority=work.priority, options=work.options, images=work.images
+    )
+
+
+def _submit_again(client: Client, settings: Settings, work: _Work, *, fresh: bool) -> Submitted:
     """Submit a file, or find the batch that an earlier `run` made of the same content."""
-    key = None if str(file) == STDIN else _run_key(file, settings)
+    key = None if str(work.file) == STDIN else _run_key(work, settings)
     if key is not None and fresh:
         with client.database.write() as connection:
             submission.release_key(connection, key)
-    submitted = _submit(client, file, key=key, priority=priority)
+    submitted = _submit(client, work, key)
     if submitted.existed:
         batch = client.batch(submitted.batch_id)
         if batch.is_finished:
@@ -222,11 +284,22 @@ def _submit_again(
     return submitted
 
 
-def _run_key(file: Path, settings: Settings) -> str:
-    """Name a file's content and who answers it: answers of a simulator are not the API's."""
+def _run_key(work: _Work, settings: Settings) -> str:
+    """Name a file's content, how it is run and who answers it.
+
+    Answers of a simulator are not the API's. Of an images' folder every image counts, named in the
+    file or not, by its path, size and last change: to find out which are named would be to read
+    the whole file. So an image that changed makes a new run.
+    """
     simulated = stack.needs_simulator(settings)
     who = ("simulator",) if simulated else settings.text_endpoints + settings.multimodal_endpoints
-    digest = hashlib.sha256("\n".join((content_hash(file), *sorted(set(who)))).encode())
+    parts = [content_hash(work.file), *sorted(set(who))]
+    parts += [f"endpoint {url}" for url in work.options.endpoints]
+    if work.options.reasks:
+        parts.append(f"reasks {work.options.reasks}")
+    if work.images is not None:
+        parts.append(f"images {ImageFolder(work.images).fingerprint()}")
+    digest = hashlib.sha256("\n".join(parts).encode())
     return f"run:{digest.hexdigest()}"
 
 
@@ -257,12 +330,11 @@ def _image_url(image: str) -> str:
     """Return an https URL as it is, and a file as a data URL."""
     if image.startswith(("https://", "data:")):
         return image
-    kind, _ = mimetypes.guess_type(image)
-    if kind not in {"image/png", "image/jpeg", "image/webp", "image/gif"}:
-        fault = Fault(0, "image", f"{image}: expected a png, jpeg, webp or gif file")
-        raise InvalidRequestsError([fault])
-    data = base64.b64encode(Path(image).read_bytes()).decode()
-    return f"data:{kind};base64,{data}"
+    try:
+        read = read_image(Path(image))
+    except ImageError as error:
+        raise InvalidRequestsError([Fault(0, "image", f"{image} {error}")]) from None
+    return data_url(read.media_type, read.data)
 
 
 # --- waiting and writing ------------------------------------------------------------------------
@@ -281,9 +353,14 @@ def _wait(client: Client, batch: Batch, check: Callable[[], None]) -> Batch:
     with render.progress_bar(batch.total) as bar:
         pause = POLL_SECONDS if bar.is_live else PLAIN_EVERY_SECONDS
         shown = 0.0
+        paused: set[str] = set()
         while not batch.is_finished:
             if time.monotonic() - shown >= pause:
-                bar.show(batch, _progress_text(batch, live=bar.is_live))
+                held = client.pauses()
+                render.pauses([one for one in held if one.key not in paused])
+                paused = {one.key for one in held}
+                why = held_text(one.code for one in held)
+                bar.show(batch, _progress_text(batch, live=bar.is_live, held=why))
                 shown = time.monotonic()
             time.sleep(POLL_SECONDS)
             check()
@@ -292,12 +369,13 @@ def _wait(client: Client, batch: Batch, check: Callable[[], None]) -> Batch:
     return batch
 
 
-def _progress_text(batch: Batch, *, live: bool) -> str:
+def _progress_text(batch: Batch, *, live: bool, held: str = "") -> str:
     now = datetime.now(UTC)
     if not live:
-        return row_text(batch, now)
+        return row_text(batch, now, held)
     failed = f"{batch.failed} failed · " if batch.failed else ""
-    return f"{failed}{render.rate(batch):.0f}/s · ETA {eta_text(batch, now)}"
+    ending = held or f"ETA {eta_text(batch, now)}"
+    return f"{failed}{render.rate(batch):.0f}/s · {ending}"
 
 
 def _places(file: Path, out: Path | None, errors: Path | None) -> tuple[Path, Path]:

@@ -7,143 +7,111 @@ waits in SQL, as `due_at`, and is claimed again. Belongs to the event loop.
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Final, assert_never
+from dataclasses import replace
+from typing import assert_never
 
 import structlog
 
+from worker.execution.board import Board, Call
 from worker.execution.recorder import Recorder
+from worker.execution.routes import Assignment
+from worker.execution.tidings import Tidings, report
 from worker.jobs.outcomes import Answer, ErrorClass, Exchange, Failure, Phase
+from worker.jobs.shaping import Streaming, as_stream, needs_stream, with_followup
 from worker.jobs.states import State
-from worker.retry import GiveUp, RetryPolicy, TryAgain, decide
-from worker.settings import Settings
-from worker.store.claims import SINGLES, Claimed
+from worker.jobs.structured import mismatch, reask_messages
+from worker.retry import GiveUp, RetryPolicy, Standing, TryAgain, decide
+from worker.store.claims import Claimed
+from worker.store.pauses import Refusal
 from worker.store.records import Record
 from worker.upstream.client import Upstream
 
 log = structlog.get_logger(__name__)
-
-SEEN_SENT_SECONDS: Final = 1.0
-"""A call older than this is noted as sent; a younger one that is lost counts as maybe sent too."""
-
-
-class Endpoints:
-    """Which endpoint a claimed job's call goes to."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._text = settings.text_endpoints
-        self._multimodal = settings.multimodal_endpoints
-
-    def of(self, claimed: Claimed) -> tuple[str, ...]:
-        """The endpoints for the job's kind, in order of preference."""
-        return self._multimodal if claimed.multimodal else self._text
-
-    def choose(self, claimed: Claimed) -> str:
-        """The endpoint of the next call: each diversion so far moved it on by one."""
-        endpoints = self.of(claimed)
-        return endpoints[claimed.diverts % len(endpoints)]
-
-
-@dataclass(slots=True)
-class Call:
-    """A call in flight."""
-
-    claimed: Claimed
-    started: float
-    task: "asyncio.Task[Record | None]"
-    noted_sent: bool = False
-
-
-@dataclass(slots=True)
-class Board:
-    """The calls this process has in flight, by job id."""
-
-    calls: dict[str, Call] = field(default_factory=dict)
-    by_lane: Counter[str] = field(default_factory=Counter)
-
-    def add(self, call: Call) -> None:
-        """Put a call on the board."""
-        self.calls[call.claimed.id] = call
-        self.by_lane[call.claimed.batch_id or SINGLES] += 1
-
-    def remove(self, claimed: Claimed) -> None:
-        """Take it off."""
-        if self.calls.pop(claimed.id, None) is not None:
-            self.by_lane[claimed.batch_id or SINGLES] -= 1
-
-    def newly_sent(self) -> list[tuple[str, int]]:
-        """List (job id, fence) of the calls in flight for a while that were not listed before."""
-        long_ago = time.monotonic() - SEEN_SENT_SECONDS
-        fresh = [c for c in self.calls.values() if not c.noted_sent and c.started < long_ago]
-        for call in fresh:
-            call.noted_sent = True
-        return [(call.claimed.id, call.claimed.fence) for call in fresh]
 
 
 class Kernel:
     """Executes claimed jobs."""
 
     def __init__(
-        self, upstream: Upstream, recorder: Recorder, policy: RetryPolicy, endpoints: Endpoints
+        self,
+        upstream: Upstream,
+        recorder: Recorder,
+        policy: RetryPolicy,
+        tidings: Tidings,
+        streaming: Streaming,
     ) -> None:
         self._upstream = upstream
         self._recorder = recorder
         self._policy = policy
-        self._endpoints = endpoints
+        self._tidings = tidings
+        self._streaming = streaming
         self._rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
         self._releases: dict[str, Callable[[], None]] = {}
         self.board = Board()
 
-    def start(self, claimed: Claimed, release: Callable[[], None]) -> "asyncio.Task[Record | None]":
+    def start(
+        self, assignment: Assignment, release: Callable[[], None]
+    ) -> "asyncio.Task[Record | None]":
         """Begin the execution of a job; the task's result is what was recorded.
 
         `release` is called when the call is over: its slot need not wait for the record.
         """
-        task = asyncio.get_running_loop().create_task(self._execute(claimed))
-        self.board.add(Call(claimed, time.monotonic(), task))
+        task = asyncio.get_running_loop().create_task(self._execute(assignment))
+        self.board.add(Call(assignment, time.monotonic(), task))
         # Not in a `finally` of the task: one that is cancelled before it began runs none.
-        task.add_done_callback(lambda _: self._call_over(claimed))
-        self._releases[claimed.id] = release
+        task.add_done_callback(lambda _: self._call_over(assignment))
+        self._releases[assignment.claimed.id] = release
         return task
 
-    def _call_over(self, claimed: Claimed) -> None:
-        release = self._releases.pop(claimed.id, None)
+    def _call_over(self, assignment: Assignment) -> None:
+        release = self._releases.pop(assignment.claimed.id, None)
         if release is not None:
-            self.board.remove(claimed)
+            self.board.remove(assignment)
             release()
 
-    async def _execute(self, claimed: Claimed) -> Record | None:
+    async def _execute(self, assignment: Assignment) -> Record | None:
         """Run the stages; None where the job was no longer ours when its outcome came."""
-        exchange = await self._call(claimed)
-        self._call_over(claimed)
-        record = self._decide(claimed, exchange)
+        began = time.monotonic()
+        exchange = await self._call(assignment)
+        self._tidings.add(report(assignment, exchange, began))
+        self._call_over(assignment)
+        record = self._decide(assignment, exchange)
         taken = await self._recorder.record(record)
         self._report(record, taken=taken)
         return record if taken else None
 
-    async def _call(self, claimed: Claimed) -> Exchange:
-        endpoint = self._endpoints.choose(claimed)
+    async def _call(self, assignment: Assignment) -> Exchange:
+        claimed, endpoint = assignment.claimed, assignment.target.endpoint
+        body, stream = claimed.body, claimed.stream
         try:
-            return await self._upstream.call(
-                endpoint, claimed.body, stream=claimed.stream, idempotency_key=claimed.id
+            if claimed.followup is not None:
+                body = with_followup(body, claimed.followup)
+            if not stream and needs_stream(body, claimed.model, self._streaming):
+                body, stream = as_stream(body), True
+            exchange = await self._upstream.call(
+                endpoint,
+                body,
+                stream=stream,
+                idempotency_key=_idempotency_key(claimed),
+                patient=not claimed.stream,
             )
+            return _held_against(claimed.body, exchange)
         except Exception as error:
             # A fault of ours must cost this one job a retry, not the process its shift.
             log.exception("call_crashed", job_id=claimed.id)
             return Exchange(_crashed(error), endpoint, 0.0)
 
-    def _decide(self, claimed: Claimed, exchange: Exchange) -> Record:
-        outcome = exchange.outcome
+    def _decide(self, assignment: Assignment, exchange: Exchange) -> Record:
+        claimed, outcome = assignment.claimed, exchange.outcome
         head = (claimed.id, claimed.fence, claimed.batch_id, exchange)
         if isinstance(outcome, Answer):
-            return Record(*head, State.SUCCEEDED)
-        endpoints = len(self._endpoints.of(claimed))
-        decision = decide(outcome, claimed.attempts, self._policy, endpoints, self._rng)
+            return Record(*head, State.SUCCEEDED, proves=_proved(assignment))
+        decision = decide(outcome, _standing(assignment, exchange), self._policy, self._rng)
         match decision:
             case GiveUp():
-                return Record(*head, State.FAILED)
+                told = _because(decision.reason, exchange)
+                return Record(*head[:3], told, State.FAILED, proves=_proved(assignment))
             case TryAgain():
                 return Record(
                     *head,
@@ -151,6 +119,9 @@ class Kernel:
                     delay_seconds=decision.delay_seconds,
                     diverts=claimed.diverts + decision.divert,
                     burns_attempt=decision.burns_attempt,
+                    refusal=_refusal(assignment, outcome),
+                    reasks=claimed.reasks - decision.reask,
+                    followup=_followup(outcome) if decision.reask else claimed.followup,
                 )
             case _:
                 assert_never(decision)
@@ -170,6 +141,60 @@ class Kernel:
                 state=record.state,
                 maybe_billed=outcome.maybe_billed,
             )
+
+
+def _standing(assignment: Assignment, exchange: Exchange) -> Standing:
+    claimed = assignment.claimed
+    return Standing(
+        attempts=claimed.attempts,
+        calls=claimed.fence,
+        endpoints=assignment.endpoints,
+        age_seconds=claimed.age_seconds + exchange.seconds,
+        reasks=claimed.reasks,
+    )
+
+
+def _idempotency_key(claimed: Claimed) -> str:
+    """Name what is asked: the same in every try, and another where the job asks again."""
+    return claimed.id if claimed.followup is None else f"{claimed.id}-r{claimed.reasks}"
+
+
+def _followup(failure: Failure) -> str:
+    """Ask again for an answer of the right form. It takes the place of what was asked before."""
+    return reask_messages(failure.partial or "", failure.message)
+
+
+def _proved(assignment: Assignment) -> str | None:
+    """Return the paused key that this call was the probe of, now that it was not refused."""
+    return assignment.target.key if assignment.is_probe else None
+
+
+def _refusal(assignment: Assignment, failure: Failure) -> Refusal | None:
+    """Say what pauses the key of the call, if this does."""
+    if failure.error_class is not ErrorClass.PAUSE:
+        return None
+    return Refusal(
+        assignment.target.key,
+        failure.code,
+        failure.message,
+        assignment.target.endpoint,
+        failure.retry_after_seconds,
+    )
+
+
+def _held_against(body: str, exchange: Exchange) -> Exchange:
+    """Put a failure in the place of an answer that is not what its request asks for."""
+    outcome = exchange.outcome
+    failure = mismatch(body, outcome) if isinstance(outcome, Answer) else None
+    return exchange if failure is None else replace(exchange, outcome=failure)
+
+
+def _because(reason: str, exchange: Exchange) -> Exchange:
+    """Say in its failure what ended a job, where that was not the failure itself."""
+    if not reason or isinstance(exchange.outcome, Answer):
+        return exchange
+    message = f"{reason}; the last call: {exchange.outcome.message}"
+    return replace(exchange, outcome=replace(exchange.outcome, message=message))
 
 
 def _crashed(error: Exception) -> Failure:

@@ -9,7 +9,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
@@ -17,20 +18,26 @@ import structlog
 import uvloop
 
 from worker.errors import DatabaseError, SettingsError
-from worker.execution.fairness import shares
-from worker.execution.kernel import Call, Endpoints, Kernel
+from worker.execution.board import Call
+from worker.execution.dispatch import Dispatch, Haul
+from worker.execution.kernel import Kernel
 from worker.execution.outage import Outage
 from worker.execution.recorder import Recorder
-from worker.execution.shift import SOON_SECONDS, Backlog, Quota, Shift, ShiftReport
+from worker.execution.routes import Routes
+from worker.execution.shift import SOON_SECONDS, Quota, Shift, ShiftReport
 from worker.execution.slots import Slots
+from worker.execution.tidings import Tidings
+from worker.gate.gate import Gate, Report
+from worker.gate.meter import Caps
+from worker.gate.shelf import OwnShelf, SharedShelf, Shelf
 from worker.jobs.queues import BULK, INTERACTIVE
+from worker.jobs.shaping import Streaming
 from worker.jobs.states import State
 from worker.retry import RetryPolicy
 from worker.settings import Settings
-from worker.store import claims, queries, schema, submission
-from worker.store.claims import Claimed
+from worker.store import claims, leases, queries, schema, submission
 from worker.store.engine import Database
-from worker.store.records import Record, mark_sent
+from worker.store.records import mark_sent
 from worker.upstream.client import Timeouts, Upstream
 
 log = structlog.get_logger(__name__)
@@ -48,7 +55,8 @@ class Runtime:
     """
 
     def __init__(self, settings: Settings, name: str, ring: Callable[[], object]) -> None:
-        if settings.api_key is None:
+        keys = settings.keys()
+        if not keys:
             raise SettingsError(["EVOLINK_API_KEY: a worker cannot make calls without a key"])
         self._settings = settings
         self._ring = ring
@@ -63,21 +71,29 @@ class Runtime:
             INTERACTIVE: Slots(settings.interactive_slots),
         }
         self._recorder = Recorder(self.database, self.outage)
-        self._endpoints = Endpoints(settings)
+        self.worker_id = self._register(name)
+        self._gate = Gate(_shelf(settings), _caps(settings), self.worker_id)
         self._upstream = Upstream(
-            settings.api_key,
+            keys,
             Timeouts(
                 settings.connect_timeout_seconds,
                 settings.idle_timeout_seconds,
                 settings.call_timeout_seconds,
             ),
         )
-        policy = RetryPolicy(max_attempts=settings.max_attempts)
-        self._kernel = Kernel(self._upstream, self._recorder, policy, self._endpoints)
+        self._kernel = Kernel(
+            self._upstream,
+            self._recorder,
+            RetryPolicy.of(settings),
+            Tidings(self._tell, self._claims),
+            Streaming(frozenset(settings.stream_models), settings.stream_from_tokens),
+        )
+        self._dispatch = Dispatch(
+            self.database, self.worker_id, self._gate, Routes(settings), self._kernel.board
+        )
         self._shift: Shift | None = None
         self._stopping = False
         self._cutting: asyncio.Task[None] | None = None
-        self.worker_id = self._register(name)
         self._thread.start()
 
     # --- what Celery's tasks call ---------------------------------------------------------------
@@ -99,18 +115,19 @@ class Runtime:
         """
         began = time.monotonic()
         with self.database.write() as connection:
-            claims.heartbeat(connection, self.worker_id, self._settings.lease_seconds)
-            rescued = claims.rescue(connection, self._settings.max_attempts)
+            leases.heartbeat(connection, self.worker_id, self._settings.lease_seconds)
+            rescued = claims.rescue(
+                connection, self._settings.max_attempts, repeat=self._settings.repeats_unknown
+            )
             fresh = self._kernel.board.newly_sent()
             if fresh:
                 mark_sent(connection, fresh)
-            held = claims.still_held(connection, self.worker_id) if self._busy else {}
-            work = claims.has_work(connection, BULK, INTERACTIVE)
+            held = leases.still_held(connection, self.worker_id) if self._busy else {}
         self.outage.over()
         if rescued:
             log.warning("jobs_rescued", count=rescued)
         self._loop.call_soon_threadsafe(self._let_go, held, began)
-        if work and self._shift is None and not self._stopping:
+        if self._shift is None and not self._stopping and self._dispatch.has_work():
             self._ring()
 
     def clean(self) -> None:
@@ -139,7 +156,7 @@ class Runtime:
         self._recorder.close()
         try:
             with self.database.write() as connection:
-                claims.retire_worker(connection, self.worker_id)
+                leases.retire_worker(connection, self.worker_id)
         except DatabaseError as error:
             self.outage.note(error)
         self._wait(self._upstream.aclose())
@@ -160,7 +177,7 @@ class Runtime:
 
     def _register(self, name: str) -> str:
         with self.database.write() as connection:
-            return claims.register_worker(
+            return leases.register_worker(
                 connection,
                 name=name,
                 host=socket.gethostname(),
@@ -170,6 +187,9 @@ class Runtime:
 
     async def _in_sql(self, work: Callable[..., T], *args: Any) -> T:
         return await self._loop.run_in_executor(self._claims, work, *args)
+
+    def _tell(self, reports: Sequence[Report]) -> None:
+        self._gate.tell(reports, Counter(self._kernel.board.by_target))
 
     @property
     def _busy(self) -> bool:
@@ -186,7 +206,7 @@ class Runtime:
         shift = self._shift = Shift(
             self._kernel,
             self._slots[BULK],
-            Backlog(lambda n: self._in_sql(self._claim, n), lambda: self._in_sql(self._due)),
+            lambda places: self._in_sql(self._dispatch.claim, places),
             Quota(self._settings.shift_jobs, self._settings.shift_seconds),
             self.outage,
         )
@@ -198,50 +218,33 @@ class Runtime:
             await self._in_sql(self._ring)
         return await shift.see_off()
 
-    def _claim(self, places: int) -> list[Claimed]:
-        with self.database.write() as connection:
-            choose = self._endpoints.choose
-            found = claims.claim_due(connection, self.worker_id, places, choose)
-            lanes = claims.open_lanes(connection, BULK, INTERACTIVE)
-            wanted = shares(lanes, self._kernel.board.by_lane, places - len(found))
-            return found + claims.claim_lanes(
-                connection, self.worker_id, wanted, INTERACTIVE, choose
-            )
-
-    def _due(self) -> float | None:
-        with self.database.read() as connection:
-            return claims.seconds_until_due(connection)
-
     # single jobs
 
     async def _run_single(self, job_id: str) -> State | None:
         while not self._stopping:
-            record = await self._run_once(job_id)
-            wait = record.delay_seconds if record and record.state is State.WAITING else None
+            wait = await self._run_once(job_id)
             if wait is None or wait > SOON_SECONDS:
                 break
             await asyncio.sleep(wait)
         return await self._in_sql(self._state, job_id)
 
-    async def _run_once(self, job_id: str) -> Record | None:
+    async def _run_once(self, job_id: str) -> float | None:
+        """Call once for a job; return how long until it may be tried again, None if it is over."""
         slots = self._slots[INTERACTIVE]
         while not slots.take(1):
             await slots.wait_free()
-        claimed: Claimed | None = None
+        haul = Haul()
         try:
-            claimed = await self._in_sql(self._claim_one, job_id)
+            haul = await self._in_sql(self._dispatch.claim_single, job_id)
         finally:
-            if claimed is None:
+            if not haul.assignments:
                 slots.give()
-        if claimed is None:
-            return None
-        task = self._kernel.start(claimed, slots.give)
+        if not haul.assignments:
+            return haul.wait_seconds
+        task = self._kernel.start(haul.assignments[0], slots.give)
         await asyncio.wait({task})
-        return None if task.cancelled() else task.result()
-
-    def _claim_one(self, job_id: str) -> Claimed | None:
-        with self.database.write() as connection:
-            return claims.claim_one(connection, self.worker_id, job_id, self._endpoints.choose)
+        record = None if task.cancelled() else task.result()
+        return record.delay_seconds if record and record.state is State.WAITING else None
 
     def _state(self, job_id: str) -> State | None:
         with self.database.read() as connection:
@@ -257,13 +260,13 @@ class Runtime:
         lost = [
             call
             for call in self._kernel.board.calls.values()
-            if call.started < began and held.get(call.claimed.id) != call.claimed.fence
+            if call.started < began and held.get(call.key[0]) != call.key[1]
         ]
         for call in lost:
             call.task.cancel()
         if lost:
             log.info("calls_let_go", count=len(lost))
-            keys = [(call.claimed.id, call.claimed.fence) for call in lost]
+            keys = [call.key for call in lost]
             self._claims.submit(self._forget, keys)
 
     def _forget(self, keys: list[tuple[str, int]]) -> None:
@@ -295,10 +298,21 @@ class Runtime:
             log.info("calls_given_back", count=len(cut))
 
     def _give_back(self, cut: list[Call]) -> None:
-        keys = [(call.claimed.id, call.claimed.fence) for call in cut]
+        keys = [call.key for call in cut]
         try:
             with self.database.write() as connection:
-                claims.give_back(connection, self.worker_id, keys)
+                claims.give_back(
+                    connection, self.worker_id, keys, repeat=self._settings.repeats_unknown
+                )
         except DatabaseError as error:
             # Their lease ends with this worker's: another one takes them over then.
             self.outage.note(error)
+
+
+def _shelf(settings: Settings) -> Shelf:
+    url = settings.shared_redis_url
+    return OwnShelf() if url is None else SharedShelf(url)
+
+
+def _caps(settings: Settings) -> Caps:
+    return Caps(settings.requests_per_minute, settings.tokens_per_minute)

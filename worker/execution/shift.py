@@ -4,17 +4,20 @@ Then it sees off its own tail while the next shift is already claiming. Belongs 
 """
 
 import asyncio
+import contextlib
+import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
 from worker.errors import DatabaseError
+from worker.execution.dispatch import Haul
 from worker.execution.kernel import Kernel
 from worker.execution.outage import Outage
+from worker.execution.routes import Assignment
 from worker.execution.slots import Slots
 from worker.jobs.states import State
-from worker.store.claims import Claimed
 from worker.store.records import Record
 
 CLAIM_LIMIT: Final = 100
@@ -27,7 +30,7 @@ SOON_SECONDS: Final = 30.0
 """A shift stays for a waiting job that is due within this time."""
 
 HELD_SECONDS: Final = 0.1
-"""How soon a shift looks again for a job that is due but could not be claimed."""
+"""How soon at the soonest a shift looks again after it could claim nothing."""
 
 OUTAGE_PAUSE_SECONDS: Final = 1.0
 
@@ -68,26 +71,19 @@ class ShiftReport:
         return f"{', '.join(parts)} in {self.seconds:.1f} s"
 
 
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """The work a shift can claim, as its caller reaches it in SQL.
-
-    `claim(n)` claims up to n jobs; `seconds_until_due()` tells when the next waiting job can be.
-    """
-
-    claim: Callable[[int], Awaitable[list[Claimed]]]
-    seconds_until_due: Callable[[], Awaitable[float | None]]
+ClaimUpTo = Callable[[int], Awaitable[Haul]]
+"""Claims up to so many jobs. Raises DatabaseError."""
 
 
 class Shift:
     """One shift. `poke` tells it that there may be new work; `stop` that it must claim no more."""
 
     def __init__(
-        self, kernel: Kernel, slots: Slots, backlog: Backlog, quota: Quota, outage: Outage
+        self, kernel: Kernel, slots: Slots, claim: ClaimUpTo, quota: Quota, outage: Outage
     ) -> None:
         self._kernel = kernel
         self._slots = slots
-        self._backlog = backlog
+        self._claim = claim
         self._quota = quota
         self._outage = outage
         self._poked = asyncio.Event()
@@ -113,7 +109,8 @@ class Shift:
                 return
             await self._slots.wait_free(GATHER_SECONDS)
             self._poked.clear()
-            if not await self._fill() and not await self._more_to_come():
+            haul = await self._fill()
+            if not haul.assignments and not await self._more_to_come(haul.wait_seconds):
                 return
 
     async def see_off(self) -> ShiftReport:
@@ -129,24 +126,24 @@ class Shift:
             or time.monotonic() - self._started >= self._quota.seconds
         )
 
-    async def _fill(self) -> int:
-        """Claim jobs for the free slots and begin them; return how many."""
+    async def _fill(self) -> Haul:
+        """Claim jobs for the free slots and begin them."""
         places = self._slots.take(min(CLAIM_LIMIT, self._quota.jobs - self.report.claimed))
-        claimed: list[Claimed] = []
+        haul = Haul()
         try:
-            claimed = await self._backlog.claim(places)
+            haul = await self._claim(places)
             self._outage.over()
         except DatabaseError as error:
             self._outage.note(error)
-            await asyncio.sleep(OUTAGE_PAUSE_SECONDS)
+            haul = Haul(wait_seconds=OUTAGE_PAUSE_SECONDS)
         finally:
-            self._slots.give(places - len(claimed))
-        for one in claimed:
+            self._slots.give(places - len(haul.assignments))
+        for one in haul.assignments:
             self._begin(one)
-        return len(claimed)
+        return haul
 
-    def _begin(self, claimed: Claimed) -> None:
-        task = self._kernel.start(claimed, self._slots.give)
+    def _begin(self, assignment: Assignment) -> None:
+        task = self._kernel.start(assignment, self._slots.give)
         self._running.add(task)
         task.add_done_callback(self._ended)
         self.report.claimed += 1
@@ -158,21 +155,18 @@ class Shift:
         if not self._running or (record and record.state is State.WAITING):
             self._poked.set()
 
-    async def _more_to_come(self) -> bool:
+    async def _more_to_come(self, wait_seconds: float | None) -> bool:
         """With nothing to claim now: wait for what may come; False if nothing will come soon."""
-        try:
-            due = await self._backlog.seconds_until_due()
-        except DatabaseError as error:
-            self._outage.note(error)
-            await asyncio.sleep(OUTAGE_PAUSE_SECONDS)
-            return True
-        soon = due is not None and due <= SOON_SECONDS
+        soon = wait_seconds is not None and wait_seconds <= SOON_SECONDS
         if not soon and not self._running:
             return self._poked.is_set()
-        try:
-            # A due job that could not be claimed is held back: look again, but not at once.
-            wait = max(due, HELD_SECONDS) if soon and due is not None else SOON_SECONDS
-            await asyncio.wait_for(self._poked.wait(), wait)
-        except TimeoutError:
-            pass
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._poked.wait(), _spread(wait_seconds if soon else None))
         return True
+
+
+def _spread(wait_seconds: float | None) -> float:
+    """How long to wait: never a mere instant, and not all workers for the same time."""
+    if wait_seconds is None:
+        return SOON_SECONDS
+    return max(wait_seconds, HELD_SECONDS) * random.uniform(1.0, 1.2)  # noqa: S311  # no secret

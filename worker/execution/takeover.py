@@ -9,17 +9,17 @@ from datetime import UTC, datetime
 
 import psutil
 
-from worker.store import claims
-from worker.store.claims import Leased
+from worker.store import leases
 from worker.store.engine import Database
+from worker.store.leases import Leased
 
 
 def end_dead_leases(database: Database) -> int:
     """End the leases of workers of this host whose process is gone; return how many."""
     with database.write() as connection:
-        leased = claims.leased_on(connection, socket.gethostname())
+        leased = leases.leased_on(connection, socket.gethostname())
         dead = [one.worker_id for one in leased if not _lives(one)]
-        claims.end_leases(connection, dead)
+        leases.end_leases(connection, dead)
     return len(dead)
 
 

@@ -4,6 +4,8 @@ Twelve digits of milliseconds, six of a counter, fourteen at random. Within a pr
 greater than the one before, even when the clock steps back; so the jobs of one file sort by line.
 """
 
+import hashlib
+import json
 import os
 import threading
 import time
@@ -38,3 +40,11 @@ def new_id(prefix: str) -> str:
     """Return a new id such as `job_019a8c2f41d0000000…`."""
     millisecond, counter = _sequence.next()
     return f"{prefix}_{millisecond:012x}{counter:06x}{os.urandom(7).hex()}"
+
+
+def lane_id(*kind: str | int | bool | None) -> str:
+    """Return the id of the lane of jobs of this kind: always the same one.
+
+    `kind`: batch, queue, priority, model, multimodal, and the endpoints that the jobs name.
+    """
+    return f"lane_{hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:32]}"

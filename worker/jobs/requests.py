@@ -1,8 +1,9 @@
 """The check of one chat-completion request body: every fault at once, in words a user can act on.
 
 Called where requests are handed in (`worker.jobs.lines`, and whoever submits a single request). It
-only reads: a body is stored and sent exactly as it came. It knows no file, no batch and no clock,
-and it never asks the upstream.
+only reads: a body is stored exactly as it came, but for images that are named by a path; what may
+be added for its call is the business of `worker.jobs.shaping`. It opens no file itself, knows no
+batch and no clock, and never asks the upstream.
 """
 
 import re
@@ -13,13 +14,18 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from worker.jobs.schema import EXPECTED, IMAGE_TYPES, MODELS, Body
+from worker.jobs.images import ImageError, ReadImage, is_local
+from worker.jobs.schema import EXPECTED, IMAGE_TYPES, LOCAL_IMAGES, MODELS, Body
+from worker.jobs.structured import schema_faults
 
 Finding = tuple[str, str]
 """A field's dotted path into the body (empty: the body as a whole), and what is wrong with it."""
 
 SHOWN: Final = 40
 """The most characters of a user's own text that a message repeats."""
+
+SHOWN_PATH: Final = 100
+"""The most characters of a path that a message repeats."""
 
 _BODY: Final = TypeAdapter(Body)
 _LITERALS: Final = {"None": "null", "True": "true", "False": "false"}
@@ -31,7 +37,8 @@ class BodyCheck:
     """What a body is. With `faults` it must not be stored, and the other fields mean nothing.
 
     `warnings` are worth showing and stop nothing. `multimodal`: a message holds something other
-    than text, which decides the endpoint.
+    than text, which decides the endpoint. `references`: for each image that is named by a path,
+    its field and what is to stand there instead.
     """
 
     faults: tuple[Finding, ...] = ()
@@ -39,19 +46,21 @@ class BodyCheck:
     model: str = ""
     stream: bool = False
     multimodal: bool = False
+    references: tuple[tuple[str, str], ...] = ()
 
 
-def check_body(raw: bytes) -> BodyCheck:
+def check_body(raw: bytes, read_image: ReadImage | None = None) -> BodyCheck:
     """Check the JSON text of a request body against the API's reference.
 
-    Of a key given twice the last counts, as JSON parsers do. Never raises.
+    An image may be a path only where there is somebody to read it, who is asked about each. Of a
+    key given twice the last counts, as JSON parsers do. Never raises.
     """
     try:
-        body = _BODY.validate_json(raw)
+        body = _BODY.validate_json(raw, context=LOCAL_IMAGES if read_image else None)
     except ValidationError as error:
-        return BodyCheck(faults=_all_faults(raw, error.errors(include_url=False)))
-    messages = _Messages(body["messages"])
-    faults = [*messages.faults, *_tool_faults(body)]
+        return BodyCheck(faults=_all_faults(raw, error.errors(include_url=False), read_image))
+    messages = _Messages(body["messages"], read_image)
+    faults = [*messages.faults, *_tool_faults(body), *schema_faults(raw)]
     # pydantic's parser lets NaN and Infinity pass in fields that the schema does not name
     if (b"NaN" in raw or b"Infinity" in raw) and (fault := json_fault(raw)):
         faults.append(("", fault))
@@ -62,6 +71,7 @@ def check_body(raw: bytes) -> BodyCheck:
         model=body["model"],
         stream=body.get("stream") is True,
         multimodal=messages.multimodal,
+        references=tuple(messages.references),
     )
 
 
@@ -86,7 +96,9 @@ class _Messages:
     over, as the schema has already named it.
     """
 
-    def __init__(self, messages: Iterable[Any]) -> None:
+    def __init__(self, messages: Iterable[Any], read_image: ReadImage | None) -> None:
+        self._read_image = read_image
+        self.references: list[tuple[str, str]] = []
         self.faults: list[Finding] = []
         self.foreign: list[Finding] = []
         self.multimodal = False
@@ -107,9 +119,21 @@ class _Messages:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind not in ("text", "refusal"):
                 self.multimodal = True
+            if kind == "image_url":
+                self._read_url(
+                    f"messages.{at}.content.{index}.image_url.url", _path(part, "image_url", "url")
+                )
             if kind in ("input_audio", "file"):
                 note = f"{kind} is not described for this API; it is sent as it is"
                 self.foreign.append((f"messages.{at}.content.{index}.type", note))
+
+    def _read_url(self, field: str, url: Any) -> None:
+        if self._read_image is None or not isinstance(url, str) or not is_local(url):
+            return
+        try:
+            self.references.append((field, self._read_image(url)))
+        except ImageError as error:
+            self.faults.append((field, f"must be an image, {_shown_path(url)} {error}"))
 
     def _read_assistant(self, at: int, message: Mapping[str, Any]) -> None:
         calls = message.get("tool_calls")
@@ -129,7 +153,7 @@ class _Messages:
         if isinstance(call_id, str) and call_id not in self._asked:
             fault = (
                 "must be the id of a tool call in an earlier message of the assistant, "
-                f"is {_shown(call_id)}"
+                f"is {shown(call_id)}"
             )
             self.faults.append((f"messages.{at}.tool_call_id", fault))
 
@@ -144,12 +168,12 @@ def _tool_faults(body: Mapping[str, Any]) -> list[Finding]:
         if not isinstance(name, str):
             continue
         if name in names:
-            fault = f"must be unique, {_shown(name)} is used before"
+            fault = f"must be unique, {shown(name)} is used before"
             faults.append((f"tools.{at}.function.name", fault))
         names.add(name)
     chosen = _path(body.get("tool_choice"), "function", "name")
     if isinstance(chosen, str) and chosen not in names:
-        fault = f"must be the name of one of the tools, is {_shown(chosen)}"
+        fault = f"must be the name of one of the tools, is {shown(chosen)}"
         faults.append(("tool_choice.function.name", fault))
     return faults
 
@@ -158,14 +182,16 @@ def _warnings(body: Body, messages: _Messages) -> tuple[Finding, ...]:
     found = messages.foreign
     if body["model"] not in MODELS:
         known = ", ".join(sorted(MODELS))
-        note = f"{_shown(body['model'])} is not a model of the reference ({known}); it is tried"
+        note = f"{shown(body['model'])} is not a model of the reference ({known}); it is tried"
         found = [("model", note), *found]
     if body.get("stream_options") and not body.get("stream"):
         found = [*found, ("stream_options", "is refused by OpenAI unless stream is true")]
     return tuple(found)
 
 
-def _all_faults(raw: bytes, errors: Sequence[ErrorDetails]) -> tuple[Finding, ...]:
+def _all_faults(
+    raw: bytes, errors: Sequence[ErrorDetails], read_image: ReadImage | None
+) -> tuple[Finding, ...]:
     """Everything wrong with a body that the schema refuses, in the body's own order of rules."""
     if fault := json_fault(raw):
         return (("", fault),)
@@ -177,8 +203,9 @@ def _all_faults(raw: bytes, errors: Sequence[ErrorDetails]) -> tuple[Finding, ..
     kept = [(field, text) for field, text in found.items() if field not in idle]
     if isinstance(body, dict):
         messages = body.get("messages")
-        kept += _Messages(messages if isinstance(messages, list) else ()).faults
+        kept += _Messages(messages if isinstance(messages, list) else (), read_image).faults
         kept += _tool_faults(body)
+        kept += schema_faults(raw)
     return tuple(kept)
 
 
@@ -197,7 +224,7 @@ def _finding(error: ErrorDetails, body: Any) -> Finding:
         given = _path(body, *path)
         if path[-2:] == ("image_url", "url") and isinstance(given, str):
             expected = _image_hint(given, expected)
-        text = f"must be {expected}, is {_shown(given)}"
+        text = f"must be {expected}, is {shown(given)}"
     return ".".join(map(str, path)), text
 
 
@@ -248,12 +275,15 @@ def _image_hint(url: str, expected: str) -> str:
     if start.startswith("data:"):
         kinds = ", ".join(IMAGE_TYPES)
         return f"of the form data:image/KIND;base64,DATA with KIND one of {kinds}"
-    if not start.startswith("https:"):
-        return f"{expected} (a file on your disk is not sent; encode it as a data URL)"
+    if is_local(url):
+        return (
+            f"{expected} (a file on your disk is sent only with --images DIR, which names its "
+            "folder; or encode it as a data URL)"
+        )
     return expected
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Render a value as a message may repeat it: short, and never a whole text."""
     if isinstance(value, dict):
         return "an object"
@@ -262,3 +292,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, str):
         return f'"{value}"' if len(value) <= SHOWN else f'"{value[:SHOWN]}…"'
     return _LITERALS.get(repr(value)) or f"{value!r:.40}"
+
+
+def _shown_path(path: str) -> str:
+    """Render a path as a message may repeat it: what tells files apart is at its end."""
+    return f'"{path}"' if len(path) <= SHOWN_PATH else f'"…{path[-SHOWN_PATH:]}"'

@@ -3,24 +3,45 @@
 `worker.jobs.requests` reads bodies against it. Types follow the API's reference, then OpenAI's;
 where OpenAI allows null, so does this. Fields that are not named here pass unseen: the shape never
 stands between a user and a field that a gateway added yesterday. Nothing here reads or decides.
+Validated in the context LOCAL_IMAGES, an image may be a path; whether it leads to one is not asked.
 """
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Required
 
-from pydantic import ConfigDict, Field, StringConstraints, with_config
+from pydantic import (
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    with_config,
+)
 
 # pydantic reads typing's own TypedDict only from Python 3.12 on
 from typing_extensions import TypedDict
 
+from worker.jobs.images import is_local
+
 MODELS: Final = frozenset({"gpt-5.1", "gpt-5.1-chat", "gpt-5.1-thinking"})
 IMAGE_TYPES: Final = ("png", "jpeg", "webp", "gif")
+LOCAL_IMAGES: Final = "local images"
 
 # strict: `true` is no number and "3" no integer. Infinity can only come from a literal like 1e999.
 _strict = with_config(ConfigDict(strict=True, allow_inf_nan=False))
 
 _DATA_URL = f"data:image/(?:{'|'.join(IMAGE_TYPES)});base64,[A-Za-z0-9+/]+={{0,2}}"
 _IMAGE_URL = rf"^(?:(?i:https://)[^\s/]\S*|{_DATA_URL})$"
+
+
+def _or_local(url: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    if info.context == LOCAL_IMAGES and isinstance(url, str) and is_local(url):
+        return url
+    return check(url)
+
+
+Url = Annotated[str, StringConstraints(pattern=_IMAGE_URL), WrapValidator(_or_local)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Count = Annotated[int, Field(ge=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -39,7 +60,7 @@ class TextPart(TypedDict, total=False):
 class ImageUrl(TypedDict, total=False):
     """Where an image is, or the image itself."""
 
-    url: Required[Annotated[str, StringConstraints(pattern=_IMAGE_URL)]]
+    url: Required[Url]
     detail: Literal["auto", "low", "high"] | None
 
 

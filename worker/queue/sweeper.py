@@ -15,9 +15,9 @@ from kombu.exceptions import OperationalError
 from worker.errors import DatabaseError
 from worker.execution.outage import Outage
 from worker.execution.runtime import Runtime
-from worker.store import queries
+from worker.store import pauses, queries
 from worker.store.engine import RefusedError
-from worker.telemetry.flower import BatchRows
+from worker.telemetry.flower import BatchRows, held_text
 
 EVERY_SECONDS: Final = 1.0
 CLEAN_EVERY_SECONDS: Final = 300.0
@@ -70,6 +70,7 @@ class Sweeper:
         """Tell Flower of the batches whose turn it is."""
         with self._runtime.database.write() as connection:
             reports = queries.take_reports(connection, EVERY_SECONDS, AFTER_END_SECONDS)
+            held = held_text(one.code for one in pauses.active(connection))
         if not reports:
             return
         try:
@@ -77,7 +78,7 @@ class Sweeper:
                 dispatcher = self._app.events.Dispatcher(connection, hostname=self._node)
                 rows = BatchRows(dispatcher.send)
                 for report in reports:
-                    rows.tell(report.batch, is_first=report.is_first)
+                    rows.tell(report.batch, is_first=report.is_first, held=held)
             self._broker.over()
         except (OperationalError, OSError) as error:
             self._broker.note(error)

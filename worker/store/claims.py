@@ -2,62 +2,48 @@
 
 A claim is one short transaction: the jobs become `running` under the worker's lease with a new
 fence, and one ledger row each is written before the caller makes a call. Which lanes get how many
-is the caller's decision (`worker.execution.fairness`).
+is the caller's decision (`worker.execution.dispatch`).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Final
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from sqlalchemy import (
-    Connection,
-    Select,
-    and_,
-    bindparam,
-    exists,
-    func,
-    insert,
-    literal,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Select, bindparam, func, insert, or_, select, update
 
-from worker.jobs.ids import new_id
-from worker.jobs.states import AttemptState, BatchState, State
+from worker.jobs.outcomes import ErrorClass
+from worker.jobs.states import AttemptState, State
 from worker.models import attempt, batch, job, worker
+from worker.store import images
 from worker.store.clock import from_now
+from worker.store.lanes import SINGLES_WAIT_SECONDS, Lane
+from worker.store.leases import still_held
 from worker.store.records import finish_batches
-
-SINGLES: Final = ""
-"""The lane of the jobs that belong to no batch."""
-
-SINGLES_WAIT_SECONDS: Final = 5.0
-"""A single job is its own message's for this long; after that any shift may take it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """A batch (or the single jobs) with work that could be claimed now."""
-
-    key: str
-    priority: int
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A job this worker holds: what the call needs, and the fence its record must show."""
+    """A job this worker holds: what the call needs, and the fence its record must show.
+
+    `body` is ready to be sent: its images are in it. `age_seconds` ran from its first start to this
+    claim. `reasks`: how often an answer of the wrong form may be asked for again; `followup`: the
+    messages that do so, where one was.
+    """
 
     id: str
     fence: int
     batch_id: str | None
+    lane_id: str
     body: str
     model: str
     multimodal: bool
     stream: bool
     attempts: int
     diverts: int
+    reasks: int = 0
+    followup: str | None = None
+    age_seconds: float = 0.0
 
 
 EndpointOf = Callable[[Claimed], str]
@@ -67,13 +53,25 @@ _CLAIMED: Final = (
     job.c.id,
     job.c.fence,
     job.c.batch_id,
+    job.c.lane_id,
     job.c.body,
     job.c.model,
     job.c.multimodal,
     job.c.stream,
     job.c.attempts,
     job.c.diverts,
+    job.c.reasks,
+    job.c.followup,
+    job.c.started_at,
+    from_now(),
 )
+
+_POISON: Final = ("poison", "every worker that ran this job died during the call")
+_OUTCOME_UNKNOWN: Final = (
+    "outcome_unknown",
+    "its worker ended during the call, which may have been billed: it is not made again",
+)
+"""Codes and messages of jobs that end without a record."""
 
 _OPEN_CALL: Final = (AttemptState.PREPARED, AttemptState.SENT)
 
@@ -87,77 +85,45 @@ _PREPARE: Final = insert(attempt).values(
 )
 
 
-def _is_ready_single(queue: str) -> object:
-    return and_(
-        job.c.batch_id.is_(None),
-        job.c.queue == queue,
-        job.c.state == State.QUEUED,
-        job.c.created_at <= from_now(-SINGLES_WAIT_SECONDS),
-    )
-
-
-def open_lanes(connection: Connection, queue: str, singles_queue: str) -> list[Lane]:
-    """List the lanes with ready jobs, highest priority first."""
-    ready = exists().where(job.c.batch_id == batch.c.id, job.c.state == State.QUEUED)
-    open_batches = select(batch.c.id, batch.c.priority).where(
-        batch.c.state == BatchState.IN_PROGRESS, batch.c.queue == queue, ready
-    )
-    singles = select(literal(SINGLES), literal(0)).where(
-        exists().where(_is_ready_single(singles_queue))  # type: ignore[arg-type]
-    )
-    rows = connection.execute(open_batches.union_all(singles))
-    return sorted((Lane(*row) for row in rows), key=lambda lane: (-lane.priority, lane.key))
-
-
-def has_work(connection: Connection, queue: str, singles_queue: str) -> bool:
-    """Whether any job could be claimed now."""
-    if open_lanes(connection, queue, singles_queue):
-        return True
-    due = seconds_until_due(connection)
-    return due is not None and due <= 0
-
-
-def seconds_until_due(connection: Connection) -> float | None:
-    """Return the seconds until the next waiting job is due (0 or less: now), None without one."""
-    due = select(func.min(job.c.due_at)).where(job.c.state == State.WAITING).scalar_subquery()
-    row = connection.execute(select(due, from_now())).one()
-    return None if row[0] is None else float((row[0] - row[1]).total_seconds())
-
-
-def claim_due(connection: Connection, worker_id: str, limit: int, to: EndpointOf) -> list[Claimed]:
-    """Claim up to `limit` waiting jobs whose time has come, the longest overdue first."""
-    held = exists().where(batch.c.id == job.c.batch_id, batch.c.state != BatchState.IN_PROGRESS)
-    chosen = (
-        select(job.c.id)
-        .where(job.c.state == State.WAITING, job.c.due_at <= from_now(), ~held)
-        .order_by(job.c.due_at)
-        .limit(limit)
-    )
-    return _claim(connection, worker_id, chosen, to)
-
-
-def claim_lanes(
+def claim_lane(  # noqa: PLR0913  # what, for whom, how many, where to: a claim is all of that
     connection: Connection,
     worker_id: str,
-    shares: Mapping[str, int],
-    singles_queue: str,
+    lane: Lane,
+    limit: int,
     to: EndpointOf,
+    *,
+    fresh_first: bool = False,
 ) -> list[Claimed]:
-    """Claim up to `shares[lane]` ready jobs of each lane, in their lane's order."""
+    """Claim up to `limit` jobs of a lane: those that waited and are due, then the others.
+
+    With `fresh_first` the other way round.
+    """
+    parts = [_due(lane) if lane.is_due else None, _queued(lane) if lane.ready else None]
     claimed: list[Claimed] = []
-    for lane, share in sorted(shares.items()):
-        if lane == SINGLES:
-            ready = _is_ready_single(singles_queue)
-        else:
-            ready = and_(job.c.batch_id == lane, job.c.state == State.QUEUED)
-        chosen = (
-            select(job.c.id)
-            .where(ready)  # type: ignore[arg-type]
-            .order_by(job.c.priority.desc(), job.c.id)
-            .limit(share)
-        )
-        claimed += _claim(connection, worker_id, chosen, to)
+    for chosen in reversed(parts) if fresh_first else parts:
+        left = limit - len(claimed)
+        if chosen is not None and left:
+            claimed += _claim(connection, worker_id, chosen.limit(left), to)
     return claimed
+
+
+def _due(lane: Lane) -> Select[tuple[str]]:
+    """The jobs that waited and are due, the longest overdue first."""
+    return (
+        select(job.c.id)
+        .where(job.c.lane_id == lane.id, job.c.state == State.WAITING, job.c.due_at <= from_now())
+        .order_by(job.c.due_at)
+    )
+
+
+def _queued(lane: Lane) -> Select[tuple[str]]:
+    """The jobs that never waited, in the lane's order; single ones not before their time."""
+    old_enough = () if lane.batch_id else (job.c.created_at <= from_now(-SINGLES_WAIT_SECONDS),)
+    return (
+        select(job.c.id)
+        .where(job.c.lane_id == lane.id, job.c.state == State.QUEUED, *old_enough)
+        .order_by(job.c.priority.desc(), job.c.id)
+    )
 
 
 def claim_one(
@@ -189,85 +155,39 @@ def _claim(
         )
         .returning(*_CLAIMED)
     )
-    claimed = sorted((Claimed(*row) for row in connection.execute(statement)), key=lambda c: c.id)
+    claimed = sorted((_claimed(*row) for row in connection.execute(statement)), key=lambda c: c.id)
     if claimed:
         ledger = [
             {"job_id": c.id, "fence": c.fence, "worker_id": worker_id, "endpoint": to(c)}
             for c in claimed
         ]
         connection.execute(_PREPARE, ledger)
-    return claimed
+    return _with_images(connection, claimed)
 
 
-def register_worker(
-    connection: Connection, *, name: str, host: str, pid: int, lease_seconds: float
-) -> str:
-    """Write a worker's row and return its id: its lease begins."""
-    worker_id = new_id("worker")
-    values = {"id": worker_id, "name": name, "host": host, "pid": pid}
-    connection.execute(
-        insert(worker).values(**values, started_at=from_now(), lease_until=from_now(lease_seconds))
-    )
-    return worker_id
+def _with_images(connection: Connection, claimed: Sequence[Claimed]) -> list[Claimed]:
+    referring = [one for one in claimed if one.multimodal and images.refers(one.body)]
+    if not referring:
+        return list(claimed)
+    bodies = images.expand(connection, [one.body for one in referring])
+    whole = {one.id: body for one, body in zip(referring, bodies, strict=True)}
+    return [replace(one, body=whole.get(one.id, one.body)) for one in claimed]
 
 
-def heartbeat(connection: Connection, worker_id: str, lease_seconds: float) -> None:
-    """Renew the lease of everything this worker holds."""
-    connection.execute(
-        update(worker)
-        .where(worker.c.id == worker_id)
-        .values(lease_until=from_now(lease_seconds), stopped_at=None)
-    )
+def _claimed(*row: Any) -> Claimed:
+    *fields, started_at, now = row
+    fields.append((now - started_at).total_seconds())
+    return Claimed(*fields)
 
 
-def retire_worker(connection: Connection, worker_id: str) -> None:
-    """End a worker's lease now: it has stopped."""
-    connection.execute(
-        update(worker)
-        .where(worker.c.id == worker_id)
-        .values(lease_until=from_now(), stopped_at=from_now())
-    )
-
-
-def still_held(connection: Connection, worker_id: str) -> dict[str, int]:
-    """Map each job this worker still holds to its fence: what is missing was taken or cancelled."""
-    held = select(job.c.id, job.c.fence).where(
-        job.c.worker_id == worker_id, job.c.state == State.RUNNING
-    )
-    return {row.id: row.fence for row in connection.execute(held)}
-
-
-def end_leases(connection: Connection, worker_ids: Iterable[str]) -> None:
-    """End the leases of workers known to be dead, so that their jobs are taken over at once."""
-    connection.execute(
-        update(worker).where(worker.c.id.in_(list(worker_ids))).values(lease_until=from_now())
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Leased:
-    """A worker process that holds a lease."""
-
-    worker_id: str
-    pid: int
-    started_at: datetime
-
-
-def leased_on(connection: Connection, host: str) -> list[Leased]:
-    """List the workers of a host that hold a lease."""
-    rows = connection.execute(
-        select(worker.c.id, worker.c.pid, worker.c.started_at).where(
-            worker.c.host == host, worker.c.lease_until > from_now()
-        )
-    )
-    return [Leased(*row) for row in rows]
-
-
-def rescue(connection: Connection, max_attempts: int, limit: int = 1_000) -> int:
+def rescue(
+    connection: Connection, max_attempts: int, limit: int = 1_000, *, repeat: bool = True
+) -> int:
     """Take jobs from workers whose lease has run out; return how many.
 
     Their calls become attempts of unknown outcome. A job that has used up its attempts fails as
-    `poison`: it may be what killed its workers.
+    `poison`: it may be what killed its workers. Without `repeat` every one fails, as
+    `outcome_unknown`: its call may have been billed.
     """
     dead = select(worker.c.id).where(worker.c.lease_until < from_now())
     lost = connection.execute(
@@ -280,16 +200,11 @@ def rescue(connection: Connection, max_attempts: int, limit: int = 1_000) -> int
     if not lost:
         return 0
     _lose_calls(connection, [row.id for row in lost])
-    poisoned = [row for row in lost if row.attempts >= max_attempts]
-    _requeue(connection, [row.id for row in lost if row.attempts < max_attempts])
-    _poison(connection, [row.id for row in poisoned])
-    batch_ids = sorted({row.batch_id for row in poisoned if row.batch_id})
-    for batch_id in batch_ids:
-        count = sum(row.batch_id == batch_id for row in poisoned)
-        connection.execute(
-            update(batch).where(batch.c.id == batch_id).values(failed=batch.c.failed + count)
-        )
-    finish_batches(connection, batch_ids)
+    if repeat:
+        _requeue(connection, [row.id for row in lost if row.attempts < max_attempts])
+        _fail(connection, [row.id for row in lost if row.attempts >= max_attempts], *_POISON)
+    else:
+        _fail(connection, [row.id for row in lost], *_OUTCOME_UNKNOWN)
     return len(lost)
 
 
@@ -338,23 +253,50 @@ def _requeue(connection: Connection, job_ids: Sequence[str]) -> None:
     )
 
 
-def _poison(connection: Connection, job_ids: Sequence[str]) -> None:
-    connection.execute(
+def _fail(connection: Connection, job_ids: Sequence[str], code: str, message: str) -> None:
+    """Fail running jobs, count them in their batches, and close the batches that this ends."""
+    failed = connection.execute(
         update(job)
         .where(job.c.id.in_(job_ids), job.c.state == State.RUNNING)
         .values(
             state=State.FAILED,
             worker_id=None,
             finished_at=from_now(),
-            error_class="permanent",
-            error_code="poison",
-            error_message="every worker that ran this job died during the call",
+            error_class=ErrorClass.PERMANENT,
+            error_code=code,
+            error_message=message,
         )
+        .returning(job.c.batch_id)
     )
+    counts = Counter(row.batch_id for row in failed if row.batch_id)
+    for batch_id, count in sorted(counts.items()):
+        connection.execute(
+            update(batch).where(batch.c.id == batch_id).values(failed=batch.c.failed + count)
+        )
+    finish_batches(connection, sorted(counts))
 
 
-def give_back(connection: Connection, worker_id: str, keys: Sequence[tuple[str, int]]) -> None:
-    """Return jobs, by (id, fence), whose calls a stopping worker has cut: no attempt is burnt."""
+def give_back(
+    connection: Connection,
+    worker_id: str,
+    keys: Sequence[tuple[str, int]],
+    *,
+    repeat: bool = True,
+) -> None:
+    """Return jobs, by (id, fence), whose calls a stopping worker has cut: no attempt is burnt.
+
+    Without `repeat` they fail as `outcome_unknown`: their calls may have been billed.
+    """
+    if repeat:
+        _return(connection, worker_id, keys)
+    else:
+        held = still_held(connection, worker_id)
+        ours = [job_id for job_id, fence in sorted(keys) if held.get(job_id) == fence]
+        _fail(connection, ours, *_OUTCOME_UNKNOWN)
+    forget_calls(connection, keys, "worker_stopped", "the worker stopped before the answer came")
+
+
+def _return(connection: Connection, worker_id: str, keys: Sequence[tuple[str, int]]) -> None:
     connection.execute(
         update(job)
         .where(
@@ -365,4 +307,3 @@ def give_back(connection: Connection, worker_id: str, keys: Sequence[tuple[str, 
         .values(state=State.QUEUED, worker_id=None, attempts=job.c.attempts - 1),
         [{"b_id": job_id, "b_fence": fence} for job_id, fence in sorted(keys)],
     )
-    forget_calls(connection, keys, "worker_stopped", "the worker stopped before the answer came")

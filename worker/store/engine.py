@@ -43,6 +43,10 @@ class ConflictError(RefusedError):
     """A constraint said no: a row that must be the only one of its kind, or one that cannot be."""
 
 
+Transaction = Connection
+"""What the block of a `write()` or a `read()` is given."""
+
+
 class Database:
     """An engine whose transactions are opened by intention: `write()` or `read()`.
 

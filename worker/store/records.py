@@ -14,7 +14,9 @@ from sqlalchemy import Connection, bindparam, case, delete, func, insert, select
 from worker.jobs.outcomes import Answer, Exchange, Failure, Usage
 from worker.jobs.states import TERMINAL, AttemptState, BatchState, State
 from worker.models import attempt, batch, job, tool_call
+from worker.store import pauses
 from worker.store.clock import from_now
+from worker.store.pauses import Refusal
 
 MESSAGE_LIMIT: Final = 2_000
 
@@ -23,7 +25,9 @@ MESSAGE_LIMIT: Final = 2_000
 class Record:
     """What one claimed job's call came to, and the state that was decided for the job.
 
-    `delay_seconds`, `diverts` and `burns_attempt` matter where `state` is waiting.
+    `delay_seconds`, `diverts`, `burns_attempt`, `reasks` (those left) and `followup` (messages for
+    the next call) matter where `state` is waiting. `refusal` pauses
+    the key of the call; `proves` is the key whose pause it ends, by not being refused.
     """
 
     job_id: str
@@ -34,6 +38,10 @@ class Record:
     delay_seconds: float = 0.0
     diverts: int = 0
     burns_attempt: bool = True
+    reasks: int = 0
+    followup: str | None = None
+    refusal: Refusal | None = None
+    proves: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +97,8 @@ _WAIT: Final = (
         due_at=from_now(bindparam("delay_seconds")),
         diverts=bindparam("diverts"),
         attempts=job.c.attempts - bindparam("unburnt"),
+        reasks=bindparam("reasks"),
+        followup=bindparam("followup"),
         error_class=bindparam("error_class"),
         error_code=bindparam("error_code"),
         error_message=bindparam("error_message"),
@@ -150,8 +160,22 @@ def record(connection: Connection, records: Sequence[Record]) -> Recorded:
     if waiting:
         connection.execute(_WAIT, [_wait_row(r) for r in waiting])
     connection.execute(_ANSWER, [_attempt_row(r) for r in records])
+    _settle_pauses(connection, records)
     done = _count(connection, live)
     return Recorded(frozenset(r.job_id for r in live), done)
+
+
+def _settle_pauses(connection: Connection, records: Sequence[Record]) -> None:
+    """Begin and end pauses of keys. Of many refusals of one key, the first says it all."""
+    refused = {r.refusal.key: r for r in reversed(records) if r.refusal is not None}
+    for _, one in sorted(
+        refused.items(), key=lambda item: item[0]
+    ):  # in one order, or two recorders could deadlock
+        if one.refusal is not None:
+            pauses.begin(connection, one.refusal, one.job_id, one.fence)
+    for one in records:
+        if one.proves is not None:
+            pauses.end_if_proved(connection, one.proves, one.job_id, one.fence)
 
 
 def _held(connection: Connection, records: Sequence[Record]) -> dict[str, int]:
@@ -274,6 +298,8 @@ def _wait_row(one: Record) -> dict[str, Any]:
         "delay_seconds": one.delay_seconds,
         "diverts": one.diverts,
         "unburnt": 0 if one.burns_attempt else 1,
+        "reasks": one.reasks,
+        "followup": one.followup,
         **_error_row(one.exchange.outcome),
     }
 
@@ -335,9 +361,12 @@ def cancel(
     A call in flight is not recalled by this: its worker sees that it no longer holds the job.
     """
     which = job.c.id == job_id if job_id is not None else job.c.batch_id == batch_id
+    still_open = job.c.state.in_([State.QUEUED, State.WAITING, State.RUNNING])
+    # Locked in the order in which records lock them, or the two could wait for each other.
+    locked = select(job.c.id).where(which, still_open).order_by(job.c.id).with_for_update()
     rows = connection.execute(
         update(job)
-        .where(which, job.c.state.in_([State.QUEUED, State.WAITING, State.RUNNING]))
+        .where(job.c.id.in_(locked), still_open)
         .values(state=State.CANCELLED, worker_id=None, finished_at=from_now())
         .returning(job.c.batch_id)
     ).all()
@@ -354,7 +383,7 @@ def cancel(
 def retry_failed(connection: Connection, batch_id: str) -> int:
     """Put the failed and expired jobs of a batch back in its queue; return how many.
 
-    Their attempts stay on the books; their count of attempts begins anew.
+    Their attempts stay on the books; their count of attempts and their time begin anew.
     """
     # Two of these at once would both count the same jobs: one waits here for the other.
     connection.execute(select(batch.c.id).where(batch.c.id == batch_id).with_for_update())
@@ -377,6 +406,8 @@ def retry_failed(connection: Connection, batch_id: str) -> int:
         .values(
             state=State.QUEUED,
             attempts=0,
+            followup=None,
+            started_at=None,
             finished_at=None,
             **dict.fromkeys(_OUTCOME),
         )

@@ -13,17 +13,25 @@ from sqlalchemy import Connection, bindparam, delete, insert, literal, select, u
 
 from worker.errors import NotFoundError
 from worker.jobs.ids import new_id
+from worker.jobs.images import Image
+from worker.jobs.options import NO_OPTIONS, JobOptions
 from worker.jobs.states import BatchState, State
-from worker.models import batch, file, job
+from worker.models import batch, file, job, lane
+from worker.store import images
 from worker.store.clock import from_now
 from worker.store.engine import ConflictError, Database
+from worker.store.lanes import NewLane, open_lanes
 
 DROP_CHUNK: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A checked request, ready to be stored. `body` is its JSON text, verbatim."""
+    """A checked request, ready to be stored. `body` is its JSON text, verbatim.
+
+    `endpoints` are the base URLs it may be sent to, none for those of the settings; `reasks` is how
+    often it may be asked again for an answer that matches its schema.
+    """
 
     line: int
     custom_id: str
@@ -31,16 +39,22 @@ class NewJob:
     model: str
     multimodal: bool
     stream: bool
+    endpoints: tuple[str, ...] = ()
+    reasks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """A batch about to be filled. `key` is unique: a second batch with it cannot be made."""
+    """A batch about to be filled. `key` is unique: a second batch with it cannot be made.
+
+    `options` hold for its jobs where their lines have none of their own.
+    """
 
     name: str
     queue: str
     priority: int = 0
     key: str | None = None
+    options: JobOptions = NO_OPTIONS
 
 
 def create_batch(connection: Connection, new: NewBatch) -> str:
@@ -63,6 +77,7 @@ _ROW: Final = insert(job).values(
     queue=bindparam("queue"),
     priority=bindparam("priority"),
     batch_id=bindparam("batch_id"),
+    lane_id=bindparam("lane_id"),
     id=bindparam("id"),
     line=bindparam("line"),
     custom_id=bindparam("custom_id"),
@@ -70,21 +85,27 @@ _ROW: Final = insert(job).values(
     model=bindparam("model"),
     multimodal=bindparam("multimodal"),
     stream=bindparam("stream"),
+    reasks=bindparam("reasks"),
     state=literal(State.QUEUED.value),
     created_at=bindparam("created_at"),
 )
 
 
 def add_jobs(
-    database: Database, batch_id: str, new: NewBatch, jobs: Sequence[NewJob]
+    database: Database,
+    batch_id: str,
+    new: NewBatch,
+    jobs: Sequence[NewJob],
+    pictures: Sequence[Image] = (),
 ) -> dict[str, int]:
-    """Store a chunk of a batch's jobs.
+    """Store a chunk of a batch's jobs, and with them the images that they refer to.
 
     Returns the custom_ids that the batch already had, with the line that has them; where there
     are any, nothing of the chunk is stored. Raises DatabaseError, RefusedError.
     """
     try:
         with database.write() as connection:
+            images.put(connection, pictures)
             insert_jobs(connection, batch_id, new, jobs)
     except ConflictError:
         taken = _taken(database, batch_id, [one.custom_id for one in jobs])
@@ -97,25 +118,38 @@ def add_jobs(
 def insert_jobs(
     connection: Connection, batch_id: str | None, new: NewBatch, jobs: Iterable[NewJob]
 ) -> list[str]:
-    """Store jobs, queued; return their ids in order."""
+    """Store jobs, queued, in their lanes; return their ids in order."""
+    jobs = list(jobs)
+    lanes = {
+        kind: NewLane(batch_id, new.queue, new.priority, *kind) for kind in set(map(_kind, jobs))
+    }
+    lane_ids = {kind: one.id for kind, one in lanes.items()}
     now = datetime.now(UTC)
     common = {"batch_id": batch_id, "queue": new.queue, "priority": new.priority, "created_at": now}
     rows: list[dict[str, Any]] = [
         {
             "id": new_id("job"),
+            "lane_id": lane_ids[_kind(one)],
             "line": one.line,
             "custom_id": one.custom_id,
             "body": one.body,
             "model": one.model,
             "multimodal": one.multimodal,
             "stream": one.stream,
+            "reasks": one.reasks,
             **common,
         }
         for one in jobs
     ]
     if rows:
+        open_lanes(connection, set(lanes.values()))
         connection.execute(_ROW, rows)
     return [row["id"] for row in rows]
+
+
+def _kind(one: NewJob) -> tuple[str, bool, tuple[str, ...]]:
+    """What a job's lane is chosen by, besides its batch."""
+    return one.model, one.multimodal, one.endpoints
 
 
 def _taken(database: Database, batch_id: str, custom_ids: Sequence[str]) -> dict[str, int]:
@@ -203,6 +237,7 @@ def drop_batch(database: Database, batch_id: str) -> None:
             gone = connection.execute(delete(job).where(job.c.id.in_(chunk))).rowcount
             if gone:
                 continue
+            connection.execute(delete(lane).where(lane.c.batch_id.in_(unseen)))
             connection.execute(
                 delete(batch).where(batch.c.id == batch_id, batch.c.state == BatchState.VALIDATING)
             )

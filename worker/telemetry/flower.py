@@ -4,7 +4,7 @@ Flower keeps tasks only in memory, so every event repeats the name and the argum
 was started late, or again, shows the row from the next event on. No content is ever in a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -23,8 +23,11 @@ class BatchRows:
     def __init__(self, send: Send) -> None:
         self._send = send
 
-    def tell(self, batch: Batch, *, is_first: bool) -> None:
-        """Show how a batch stands; `is_first`: since it was begun, or begun again."""
+    def tell(self, batch: Batch, *, is_first: bool, held: str = "") -> None:
+        """Show how a batch stands; `is_first`: since it was begun, or begun again.
+
+        `held` says what keeps its jobs waiting, if anything does.
+        """
         if is_first and batch.redrives:
             # The row has ended before: only a retry leads on from an end.
             self._event("task-retried", batch, exception="its failed jobs are run again")
@@ -32,7 +35,7 @@ class BatchRows:
         if batch.is_finished:
             self._end(batch)
         else:
-            self._event("task-progress", batch, result=row_text(batch, datetime.now(UTC)))
+            self._event("task-progress", batch, result=row_text(batch, datetime.now(UTC), held))
 
     def _end(self, batch: Batch) -> None:
         text = row_text(batch, datetime.now(UTC))
@@ -65,15 +68,21 @@ class BatchRows:
         )
 
 
-def row_text(batch: Batch, now: datetime) -> str:
-    """Say it in one line: `done/total · failed · tokens · ETA`."""
+def row_text(batch: Batch, now: datetime, held: str = "") -> str:
+    """Say it in one line: `done/total · failed · tokens · ETA`, or what holds it instead."""
     parts = [f"{batch.done}/{batch.total}", f"{batch.failed + batch.expired} failed"]
     if batch.cancelled:
         parts.append(f"{batch.cancelled} cancelled")
     parts.append(f"{short_count(batch.prompt_tokens + batch.completion_tokens)} tokens")
     if not batch.is_finished:
-        parts.append(f"ETA {eta_text(batch, now)}")
+        parts.append(held or f"ETA {eta_text(batch, now)}")
     return " · ".join(parts)
+
+
+def held_text(codes: Iterable[str]) -> str:
+    """Say why keys are paused, by the codes of their refusals; empty where none is."""
+    reasons = ", ".join(sorted(set(codes)))
+    return f"paused: {reasons}" if reasons else ""
 
 
 def eta_text(batch: Batch, now: datetime) -> str:

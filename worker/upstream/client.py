@@ -7,22 +7,29 @@ and never follows a redirect (which would carry the key elsewhere).
 import asyncio
 import time
 import urllib.request
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
+from weakref import WeakSet
 
 import aiohttp
 import httpx
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
 from httpx_aiohttp import AiohttpTransport
 from pydantic import SecretStr
 
-from worker.jobs.outcomes import Exchange, Outcome, Phase
+from worker.jobs.outcomes import Answer, ErrorClass, Exchange, Failure, Outcome, Phase, RateLimits
 from worker.upstream.answers import read_answer
 from worker.upstream.faults import TransportFault, read_failure, transport_failure
 from worker.upstream.streams import StreamAssembler
+from worker.upstream.waits import read_rate_limits
 
 PATH: Final = "/v1/chat/completions"
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+MAX_REFUSAL_BYTES: Final = 1024 * 1024
 KEEPALIVE_SECONDS: Final = 60.0
 
 # The transport folds aiohttp's exceptions into httpx's, and some to the wrong side of the border
@@ -37,16 +44,23 @@ _CAUSES: Final[tuple[tuple[type[BaseException], TransportFault], ...]] = (
     (aiohttp.ServerTimeoutError, TransportFault.READ_TIMEOUT),
     (aiohttp.ServerDisconnectedError, TransportFault.DISCONNECTED),
     (aiohttp.ClientPayloadError, TransportFault.PAYLOAD_CUT),
-    (httpx.DecodingError, TransportFault.DECODING),
+    (zlib.error, TransportFault.DECODING),
     (aiohttp.ClientOSError, TransportFault.RESET),
     (aiohttp.ClientError, TransportFault.DISCONNECTED),
     (OSError, TransportFault.RESET),
+    # The transport raises it for a status line that is not UTF-8.
+    (UnicodeError, TransportFault.DISCONNECTED),
 )
+_GZIP: Final = frozenset({"gzip", "x-gzip", "deflate"})
+_BREAKS: Final = (httpx.HTTPError, aiohttp.ClientError, OSError, UnicodeError, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """In seconds: to connect, of silence in a stream, and for a call as a whole."""
+    """In seconds: to connect, of silence in a stream, and for a call as a whole.
+
+    Of a stream the last one is the longest time without an event: one that goes on may go on.
+    """
 
     connect: float
     idle: float
@@ -57,25 +71,53 @@ class _TooLargeError(Exception):
     """The answer is larger than any answer should be."""
 
 
+class _Connector(aiohttp.TCPConnector):
+    """A pool that gives out no connection on which something came unasked.
+
+    aiohttp would take it for the answer to the next request: that job would get another's answer,
+    or the farewell to nobody ("408 Request Timeout") that proxies send before they close.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._used: WeakSet[ResponseHandler] = WeakSet()
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Any],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  # it is aiohttp's
+    ) -> Connection:
+        connection = await super().connect(req, traces, timeout)
+        while self._is_spoilt(connection.protocol):
+            connection.close()
+            connection = await super().connect(req, traces, timeout)
+        return connection
+
+    def _is_spoilt(self, protocol: ResponseHandler | None) -> bool:
+        if protocol is None:
+            return False
+        if protocol in self._used:
+            return protocol.should_close
+        # What a hasty server sends over a new connection is for the request that opened it.
+        self._used.add(protocol)
+        return False
+
+
 class Upstream:
     """The API, at whatever endpoint a call names. To be used from one event loop only."""
 
-    def __init__(self, key: SecretStr, timeouts: Timeouts) -> None:
+    def __init__(self, keys: Mapping[str, SecretStr], timeouts: Timeouts) -> None:
+        """`keys`: which key each base URL is given. To others nothing is sent."""
         self._timeouts = timeouts
-        self._headers = {
-            "Authorization": f"Bearer {key.get_secret_value()}",
-            "Content-Type": "application/json",
-            "Accept": "application/json, text/event-stream",
-            "Accept-Encoding": "identity",
-            "User-Agent": "chatqueue",
-        }
+        self._headers = {endpoint: _headers(key) for endpoint, key in keys.items()}
         self._urls: dict[str, httpx.URL] = {}
         self._tls = httpx.create_ssl_context()
         self._transport = AiohttpTransport(client=self._session)
 
     def _session(self) -> aiohttp.ClientSession:
         """Open the connection pool, in the running loop. The slots limit it, not the pool."""
-        connector = aiohttp.TCPConnector(
+        connector = _Connector(
             limit=0, ssl=self._tls, keepalive_timeout=KEEPALIVE_SECONDS, ttl_dns_cache=60
         )
         return aiohttp.ClientSession(
@@ -86,28 +128,39 @@ class Upstream:
         )
 
     async def call(
-        self, endpoint: str, body: str, *, stream: bool, idempotency_key: str
+        self,
+        endpoint: str,
+        body: str,
+        *,
+        stream: bool,
+        idempotency_key: str,
+        patient: bool = False,
     ) -> Exchange:
-        """POST a chat-completion request to a base URL. Cancelling it closes the connection."""
+        """POST a chat-completion request to a base URL. Cancelling it closes the connection.
+
+        A `patient` stream may be silent as long as a plain call: its job asked for none.
+        """
         started = time.monotonic()
-        request = self._request(endpoint, body, stream=stream, idempotency_key=idempotency_key)
+        if endpoint not in self._headers:
+            return Exchange(_unknown(endpoint), endpoint, 0.0)
+        # Only a stream lives by its silences: a plain call may think in silence to its end.
+        silence = self._timeouts.idle if stream and not patient else self._timeouts.call
+        request = self._request(endpoint, body, silence, idempotency_key)
         progress = _Progress(started)
         try:
-            async with asyncio.timeout(self._timeouts.call):
+            async with asyncio.timeout(self._timeouts.call) as progress.deadline:
                 outcome = await self._exchange(request, progress, stream=stream)
-        except (httpx.HTTPError, aiohttp.ClientError, OSError, _TooLargeError) as error:
-            outcome = progress.failed(_fault_of(error), str(error) or type(error).__name__)
-        return Exchange(outcome, endpoint, time.monotonic() - started)
+        except (*_BREAKS, _TooLargeError) as error:
+            outcome = progress.failed(_fault_of(error), str(error))
+        return Exchange(outcome, endpoint, time.monotonic() - started, progress.limits)
 
     def _request(
-        self, endpoint: str, body: str, *, stream: bool, idempotency_key: str
+        self, endpoint: str, body: str, silence: float, idempotency_key: str
     ) -> httpx.Request:
-        # Only a stream lives by its silences: a plain call may think in silence to its end.
-        silence = self._timeouts.idle if stream else self._timeouts.call
         return httpx.Request(
             "POST",
             self._url(endpoint),
-            headers={**self._headers, "Idempotency-Key": idempotency_key},
+            headers={**self._headers[endpoint], "Idempotency-Key": idempotency_key},
             content=body.encode(),
             extensions={"timeout": {"connect": self._timeouts.connect, "read": silence}},
         )
@@ -123,14 +176,37 @@ class Upstream:
         self, request: httpx.Request, progress: "_Progress", *, stream: bool
     ) -> Outcome:
         response = await self._transport.handle_async_request(request)
-        progress.status = response.status_code
+        progress.response = response
+        progress.limits = read_rate_limits(response.headers)
         try:
-            content_type = response.headers.get("content-type", "")
-            if stream and response.is_success and content_type.startswith("text/event-stream"):
-                return await _read_stream(response, progress)
-            return _read_reply(response, await _read_body(response))
+            if not response.is_success:
+                # What it says is clear from its status: nobody waits long for the rest.
+                async with asyncio.timeout(self._timeouts.idle):
+                    body = await _read_body(response, progress, MAX_REFUSAL_BYTES)
+                return read_failure(response.status_code, response.headers, body, now=_now())
+            if _is_stream(response, asked=stream):
+                return await self._read_stream(response, progress)
+            body = await _read_body(response, progress, MAX_ANSWER_BYTES)
+            return read_answer(response.status_code, response.headers, body, now=_now())
         finally:
             await response.aclose()
+
+    async def _read_stream(self, response: httpx.Response, progress: "_Progress") -> Outcome:
+        assembler = StreamAssembler(response.status_code, response.headers, now=_now())
+        progress.assembler = assembler
+        inflow = _Inflow(response, MAX_ANSWER_BYTES)
+        async for piece in response.aiter_raw():
+            began, events = assembler.began, assembler.events
+            assembler.feed(inflow.take(piece))
+            if assembler.began and not began:
+                assembler.first_token_seconds = time.monotonic() - progress.started
+            if assembler.done:
+                break
+            if assembler.events > events and progress.deadline is not None:
+                progress.deadline.reschedule(
+                    asyncio.get_running_loop().time() + self._timeouts.call
+                )
+        return assembler.finish()
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -142,15 +218,56 @@ class _Progress:
 
     def __init__(self, started: float) -> None:
         self.started = started
-        self.status: int | None = None
+        self.response: httpx.Response | None = None
+        self.limits: RateLimits | None = None
+        self.parts: list[bytes] = []
+        self.deadline: asyncio.Timeout | None = None
         self.assembler: StreamAssembler | None = None
 
     def failed(self, fault: TransportFault, message: str) -> Outcome:
-        """Say what a broken call came to: what a stream has brought counts, and is kept."""
+        """Say what a broken call came to: what has come by then counts, and is kept."""
         if self.assembler is not None:
             return self.assembler.broken(fault, message)
-        phase = None if self.status is None else Phase.ANSWERING
-        return transport_failure(fault, message, phase=phase, status=self.status)
+        if self.response is None:
+            return transport_failure(fault, message)
+        status, headers, body = self.response.status_code, self.response.headers, self.body()
+        if not self.response.is_success:
+            return read_failure(status, headers, body, now=_now())
+        if body.rstrip().endswith(b"}"):  # it may be whole, and need not be bought again
+            outcome = read_answer(status, headers, body, now=_now())
+            if isinstance(outcome, Answer):
+                return outcome
+        return transport_failure(fault, message, phase=Phase.ANSWERING, status=status)
+
+    def body(self) -> bytes:
+        """Give what came of a body in one piece."""
+        return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+
+
+def _is_stream(response: httpx.Response, *, asked: bool) -> bool:
+    """Tell by the content type, where it tells; a stream that nobody asked for is one too."""
+    kind = response.headers.get("content-type", "").lower()
+    return "event-stream" in kind or (asked and "json" not in kind and "html" not in kind)
+
+
+def _headers(key: SecretStr) -> dict[str, str]:
+    return {
+        "Authorization": f"Bearer {key.get_secret_value()}",
+        "Content-Type": "application/json",
+        "Accept": "application/json, text/event-stream",
+        "Accept-Encoding": "identity",
+        "User-Agent": "chatqueue",
+    }
+
+
+def _unknown(endpoint: str) -> Failure:
+    """Refuse to send the key to a place that whoever runs the worker has not named."""
+    return Failure(
+        ErrorClass.PERMANENT,
+        "endpoint_not_configured",
+        f"{endpoint} is neither an endpoint of this worker's settings nor has it a key of its own",
+        Phase.CONNECTING,
+    )
 
 
 def _fault_of(error: BaseException) -> TransportFault:
@@ -165,35 +282,40 @@ def _fault_of(error: BaseException) -> TransportFault:
     return TransportFault.RESET
 
 
-async def _read_body(response: httpx.Response) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for part in response.aiter_bytes():
-        size += len(part)
-        if size > MAX_ANSWER_BYTES:
-            raise _TooLargeError(f"the answer is larger than {MAX_ANSWER_BYTES} bytes")
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+class _Inflow:
+    """What comes of a body, piece by piece, as long as it is not too large.
+
+    gzip is undone though nobody asked for it, but one layer of it: two can hide a gigabyte in a
+    single piece. `take` raises zlib.error, and like the constructor _TooLargeError.
+    """
+
+    def __init__(self, response: httpx.Response, most: int) -> None:
+        self._most = most
+        self._size = 0
+        self._inflate: Callable[[bytes], bytes] | None = None
+        if response.headers.get("content-encoding", "").lower() in _GZIP:
+            self._inflate = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS).decompress
+        self._check(int(response.headers.get("content-length") or 0))
+
+    def take(self, piece: bytes) -> bytes:
+        """Give what a piece holds."""
+        if self._inflate is not None:
+            piece = self._inflate(piece)
+        self._size += len(piece)
+        self._check(self._size)
+        return piece
+
+    def _check(self, size: int) -> None:
+        if size > self._most:
+            raise _TooLargeError(f"the answer is larger than {self._most} bytes")
 
 
-def _read_reply(response: httpx.Response, body: bytes) -> Outcome:
-    if response.is_success:
-        return read_answer(response.status_code, response.headers, body)
-    return read_failure(response.status_code, response.headers, body, now=datetime.now(UTC))
+async def _read_body(response: httpx.Response, progress: _Progress, most: int) -> bytes:
+    inflow = _Inflow(response, most)
+    async for piece in response.aiter_raw():
+        progress.parts.append(inflow.take(piece))
+    return progress.body()
 
 
-async def _read_stream(response: httpx.Response, progress: _Progress) -> Outcome:
-    assembler = StreamAssembler(response.status_code, response.headers)
-    progress.assembler = assembler
-    size = 0
-    async for part in response.aiter_bytes():
-        size += len(part)
-        if size > MAX_ANSWER_BYTES:
-            raise _TooLargeError(f"the answer is larger than {MAX_ANSWER_BYTES} bytes")
-        began = assembler.began
-        assembler.feed(part)
-        if assembler.began and not began:
-            assembler.first_token_seconds = time.monotonic() - progress.started
-        if assembler.done:
-            break
-    return assembler.finish()
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -14,12 +14,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from worker.jobs.outcomes import ErrorClass, Failure, Phase
+from worker.jobs.outcomes import NO_CHANNEL, RATE_LIMITED, ErrorClass, Failure, Phase
 from worker.upstream.texts import MAX_BODY, MAX_MESSAGE, bounded, page_title, storable
 from worker.upstream.waits import asked_wait, until_utc_midnight
-
-NO_CHANNEL: Final = "no_available_channel"
-"""The code of every failure for want of a channel or of the model: to be tried once more here."""
 
 RATE_LIMIT_WAIT_SECONDS: Final = 60.0
 """What EvoLink's documentation asks for after a 429 that names no wait."""
@@ -89,7 +86,10 @@ CODES: Final[Mapping[str, Verdict]] = {
     **_rows(_PERMANENT, "invalid_request", "invalid_value", "invalid_type", "invalid_parameter"),
     **_rows(_PERMANENT, "missing_required_parameter", "invalid_image_url", "invalid_json"),
     **_rows(_PERMANENT, "model_not_found", "model_not_allowed", "model_access_denied"),
-    **_rows(_RETRY, "rate_limit_exceeded", "rate_limit_error", "too_many_requests"),
+    **dict.fromkeys(
+        ("rate_limit_exceeded", "rate_limit_error", "too_many_requests"),
+        Verdict(_RETRY, RATE_LIMITED),
+    ),
     **_rows(_RETRY, "overloaded_error", "engine_overloaded", "service_unavailable"),
     **_rows(_DIVERT, "gateway_timeout", "upstream_timeout", billed=True),
 }
@@ -115,7 +115,7 @@ STATUSES: Final[Mapping[int, Verdict]] = {
     413: Verdict(_PERMANENT, "request_too_large"),
     422: Verdict(_PERMANENT, "unprocessable"),
     425: Verdict(_RETRY, "too_early"),
-    429: Verdict(_RETRY, "rate_limit_exceeded"),
+    429: Verdict(_RETRY, RATE_LIMITED),
     500: Verdict(_RETRY, "server_error"),
     502: Verdict(_RETRY, "bad_gateway"),
     503: Verdict(_RETRY, "service_unavailable"),
@@ -193,6 +193,7 @@ def read_failure(
     error = error_text(text)
     verdict = _heed_header(_heed_page(classify(status, error), status, text), headers)
     found = _REQUEST_ID.search(error.message)
+    asked = asked_wait(headers, now)
     return Failure(
         verdict.error_class,
         verdict.code,
@@ -201,13 +202,17 @@ def read_failure(
         maybe_billed=verdict.maybe_billed,
         status=status,
         request_id=request_id_of(headers) or (found[1] if found else None),
-        retry_after_seconds=_wait(status, headers, error, verdict, now),
+        retry_after_seconds=_usual_wait(status, error, verdict, now) if asked is None else asked,
+        wait_asked=asked is not None,
         body=bounded(text, MAX_BODY) or None,
     )
 
 
 def _redirect(status: int, headers: Mapping[str, str], phase: Phase) -> Failure:
-    """Refuse a redirect: following it would carry the key to a host nobody has named."""
+    """Refuse a redirect: following it would carry the key to a host nobody has named.
+
+    It tells of the endpoint and nothing of the request, which another endpoint may well answer.
+    """
     location = headers.get("location") or ""
     try:
         host = urlsplit(location).hostname or "the same host"
@@ -215,7 +220,7 @@ def _redirect(status: int, headers: Mapping[str, str], phase: Phase) -> Failure:
         host = "an unreadable address"
     message = f"HTTP {status}: a redirect to {host} was refused; check the base URL of the endpoint"
     return Failure(
-        _PERMANENT,
+        _DIVERT,
         "redirect_refused",
         bounded(message, MAX_MESSAGE),
         phase,
@@ -240,23 +245,17 @@ def _heed_header(verdict: Verdict, headers: Mapping[str, str]) -> Verdict:
     return Verdict(error_class, verdict.code, verdict.maybe_billed)
 
 
-def _wait(
-    status: int,
-    headers: Mapping[str, str],
-    error: ErrorText,
-    verdict: Verdict,
-    now: datetime | None,
+def _usual_wait(
+    status: int, error: ErrorText, verdict: Verdict, now: datetime | None
 ) -> float | None:
-    """Choose the wait: what the headers ask for, a daily quota's reset, the documented default."""
-    if (asked := asked_wait(headers, now)) is not None:
-        return asked
+    """Choose the wait where the headers ask for none: a daily quota's reset, the documented one."""
     if verdict.error_class is _PAUSE:
         daily = _DAILY.search(f"{error.code} {error.type} {error.message}")
         return until_utc_midnight(now) if daily and now else None
     if verdict.error_class is not _RETRY:
         return None
     waits = {429: RATE_LIMIT_WAIT_SECONDS, 503: UNAVAILABLE_WAIT_SECONDS}
-    by_name = {"rate_limit_exceeded": 429, "service_unavailable": 503}
+    by_name = {RATE_LIMITED: 429, "service_unavailable": 503}
     return waits.get(by_name.get(verdict.code) or _effective_status(status, error.code))
 
 
@@ -338,8 +337,8 @@ TRANSPORT: Final[Mapping[TransportFault, tuple[ErrorClass, Phase]]] = {
     TransportFault.READ_TIMEOUT: (_DIVERT, Phase.SENT),
     TransportFault.TOTAL_TIMEOUT: (_DIVERT, Phase.SENT),
     TransportFault.PAYLOAD_CUT: (_DIVERT, Phase.ANSWERING),
-    # It would come as large again, and be billed again.
-    TransportFault.TOO_LARGE: (_PERMANENT, Phase.ANSWERING),
+    # No model writes that much: it is the endpoint that has gone wrong, not the request.
+    TransportFault.TOO_LARGE: (_DIVERT, Phase.ANSWERING),
     TransportFault.DECODING: (_DIVERT, Phase.ANSWERING),
 }
 

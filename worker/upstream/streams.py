@@ -39,19 +39,41 @@ _DONE: Final = b"[DONE]"
 _NOTHING: Final = b"null"
 _UNREADABLE: Final = "stream_unreadable"
 
+MAX_LINES: Final = 10_000
+"""The most lines of one event, or of what is no event, that are kept."""
+
+MAX_PARTS: Final = 1_000
+"""The most choices of an answer, and tool calls of a choice: ten times what anybody allows."""
+
+
+class _TooManyError(Exception):
+    """More choices or tool calls than any answer has."""
+
 
 class StreamAssembler:
     """Reads one stream: `feed` every piece, then `finish` (or `broken`) once.
 
     `headers`: keys in lower case, or a mapping that does not tell the cases apart. `now` (aware) is
     for failures that ask to wait until a date. `began`: the first text, thought or tool call is
-    here; what the caller then sets as `first_token_seconds` goes into the answer. `done`: nothing
-    that follows can matter, so the caller may stop reading.
+    here; what the caller then sets as `first_token_seconds` goes into the answer. `events`
+    counts what has come. `done`: nothing that follows can matter, so the caller may stop reading.
     """
 
     __slots__ = (
-        "_data", "_event", "_events", "_failure", "_first", "_headers", "_now", "_picture",
-        "_rest", "_status", "_stray", "began", "done", "first_token_seconds",
+        "_data",
+        "_event",
+        "_failure",
+        "_first",
+        "_headers",
+        "_now",
+        "_picture",
+        "_rest",
+        "_status",
+        "_stray",
+        "began",
+        "done",
+        "events",
+        "first_token_seconds",
     )  # fmt: skip
 
     def __init__(
@@ -70,7 +92,7 @@ class StreamAssembler:
         self._rest: list[bytes] = []  # the pieces of a line that has not ended
         self._data: list[bytes] = []  # the data lines of an event that has not ended
         self._event = b""
-        self._events = 0
+        self.events = 0
         self._first = True
         self._stray: list[bytes] = []  # lines from before the first event that are no SSE
         self._picture = _Picture()
@@ -125,25 +147,36 @@ class StreamAssembler:
 
     def _without_events(self) -> Answer | Failure | None:
         """Read a server's plain reply to a request for a stream."""
-        if self._events or not any(map(bytes.strip, self._stray)):
+        if self.events or not any(map(bytes.strip, self._stray)):
             return None
         body = b"\n".join(self._stray)
         return read_answer(self._status, self._headers, body, now=self._now)
 
     def _read_line(self, line: bytes) -> None:
+        if self.done:
+            return
         if self._first:
             self._first = False
             line = line.removeprefix(_BOM)
         if line.endswith(b"\r"):
             line = line[:-1]
         if line.startswith(b"data:"):
-            self._data.append(line[5:])
+            self._add_data(line[5:])
         elif not line:
             self._end_event()
         elif line.startswith(b"event:"):
             self._event = line[6:].strip()
-        elif not self._events and not line.startswith((b":", b"id:", b"retry:")):
+        elif not self.events and not line.startswith((b":", b"id:", b"retry:")):
             self._stray.append(line)
+            if len(self._stray) > MAX_LINES:
+                self._fail(self._unreadable(line))
+
+    def _add_data(self, line: bytes) -> None:
+        if len(self._data) == 1 and read_reply(self._data[0]) is not None:
+            self._end_event()  # a server that forgets the empty line between events
+        self._data.append(line)
+        if len(self._data) > MAX_LINES:
+            self._fail(self._unreadable(line))
 
     def _end_event(self) -> None:
         event, self._event = self._event, b""
@@ -162,11 +195,14 @@ class StreamAssembler:
         if reply is None:
             self._read_mark(data.strip())
             return
-        self._events += 1
+        self.events += 1
         if reply.error or event == b"error" or (not reply.choices and _is_bare_error(data)):
             self._fail(read_failure(self._status, self._headers, data, now=self._now))
-        elif self._picture.add(reply):
-            self.began = True
+        else:
+            try:
+                self.began = self._picture.add(reply) or self.began
+            except _TooManyError:
+                self._fail(self._unreadable(data))
 
     def _read_mark(self, data: bytes) -> None:
         if data == _DONE:
@@ -267,6 +303,8 @@ class _Picture:
     def _parts(self, index: int) -> "_Parts":
         parts = self.choices.get(index)
         if parts is None:
+            if len(self.choices) >= MAX_PARTS:
+                raise _TooManyError
             parts = self.choices[index] = _Parts(index)
         return parts
 
@@ -330,6 +368,8 @@ class _Parts:
         for call in reversed(self.calls):
             if call.takes(fragment):
                 return call
+        if len(self.calls) >= MAX_PARTS:
+            raise _TooManyError
         index = len(self.calls) if fragment.index is None else fragment.index
         self.calls.append(_CallParts(index))
         return self.calls[-1]

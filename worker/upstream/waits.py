@@ -8,10 +8,11 @@ does not tell the cases apart. What cannot be read counts as not said.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Final
+
+from worker.jobs.outcomes import RateLimits
 
 MAX_WAIT_SECONDS: Final = 7 * 86_400.0
 """The longest wait that is believed; a longer one is cut to this."""
@@ -19,18 +20,6 @@ MAX_WAIT_SECONDS: Final = 7 * 86_400.0
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _STEP = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class RateLimits:
-    """The upstream's own account of its limits. None: not said, or said to be unknown (-1)."""
-
-    limit_requests: int | None = None
-    remaining_requests: int | None = None
-    reset_requests_seconds: float | None = None
-    limit_tokens: int | None = None
-    remaining_tokens: int | None = None
-    reset_tokens_seconds: float | None = None
 
 
 def read_rate_limits(headers: Mapping[str, str]) -> RateLimits | None:
@@ -92,11 +81,11 @@ def _retry_after(text: str | None, now: datetime | None) -> float | None:
         return number
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+        # a date without a zone is read as UTC: HTTP knows no other
+        aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return max(0.0, (aware - now).total_seconds())
+    except (ValueError, OverflowError):  # such as a year of eleven digits
         return None
-    # a date without a zone is read as UTC: HTTP knows no other
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max(0.0, (aware - now).total_seconds())
 
 
 def _number(text: str | None) -> float | None:

