@@ -27,7 +27,7 @@ DIVERT, PERMANENT, PAUSE, RETRY = (
     ErrorClass.PAUSE,
     ErrorClass.RETRY,
 )
-TIMEOUTS: Final = Timeouts(connect=0.4, idle=0.4, call=0.8)
+TIMEOUTS: Final = Timeouts(connect=3.0, idle=1.5, call=3.0)
 GRACE_SECONDS: Final = 5.0  # of a busy machine, before a call counts as one that hangs
 JSON: Final = b"content-type: application/json"
 EVENTS: Final = b"content-type: text/event-stream"
@@ -110,7 +110,7 @@ def sends_and_half_closes(*pieces: bytes) -> Act:
 def drips(top: bytes, body: bytes) -> Act:
     async def act(peer: Peer) -> None:
         await sends(top)(peer)
-        await peer.drip(body, 0.05)
+        await peer.drip(body, 0.2)
 
     return act
 

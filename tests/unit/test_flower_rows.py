@@ -5,7 +5,15 @@ import pytest
 
 from worker.jobs.states import BatchState
 from worker.jobs.views import Batch
-from worker.telemetry.flower import NAME, BatchRows, eta_text, row_text, short_count, short_duration
+from worker.telemetry.flower import (
+    NAME,
+    BatchRows,
+    eta_text,
+    held_text,
+    row_text,
+    short_count,
+    short_duration,
+)
 
 NOW = datetime(2026, 1, 2, 3, 0, 0, tzinfo=UTC)
 
@@ -110,3 +118,15 @@ def test_counts_are_short(count: int, text: str) -> None:
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert short_duration(seconds) == text
+
+
+def test_a_row_says_what_holds_its_batch_in_the_place_of_an_end_that_nobody_knows() -> None:
+    held = held_text(["insufficient_quota", "insufficient_quota"])
+    assert held == "paused: insufficient_quota"
+    assert held_text([]) == ""
+    shown = batch(total=100, succeeded=20)
+    assert row_text(shown, NOW, held) == "20/100 · 0 failed · 0 tokens · paused: insufficient_quota"
+    heard = Heard()
+    heard.rows.tell(shown, is_first=False, held=held)
+    kind, fields = heard.events[-1]
+    assert (kind, fields["result"]) == ("task-progress", row_text(shown, NOW, held))
