@@ -231,7 +231,7 @@ def valkey_server() -> Iterator[str]:
         path, log = Path(folder) / "valkey.sock", Path(folder) / "valkey.log"
         read_end, write_end = os.pipe()
         with open(write_end, "wb"):  # noqa: PTH123  # a descriptor
-            with open(read_end, "rb") as lifeline:  # noqa: PTH123
+            with open(read_end, "rb") as lifeline:  # noqa: PTH123  # a descriptor
                 options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--dir", folder]
                 _keep(lifeline, log, [str(get_binary_path()), *options])
             wait_until(path.is_socket, f"Valkey answers (see {log})")

@@ -247,5 +247,5 @@ def test_lines_that_are_too_long_are_read_without_holding_them() -> None:
             self.left -= given
             return b"x" * given
 
-    lengths = [len(one) for one in read_lines(Endless())]  # type: ignore[arg-type]
+    lengths = [len(one) for one in read_lines(Endless())]  # type: ignore[arg-type]  # reads as a file
     assert lengths == [MAX_LINE_BYTES + 1]

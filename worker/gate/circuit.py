@@ -12,8 +12,8 @@ FAILURES: Final = 5
 
 FIRST_REST_SECONDS: Final = 1.0
 LAST_REST_SECONDS: Final = 10.0
-PROBE_SECONDS: Final = 60.0
-"""A probe that has told nothing for so long has died with its worker: another one may go."""
+PROBE_SECONDS: Final = 20.0
+"""A probe that has told nothing for so long died with its worker or found no job: another may go."""
 
 
 class Circuit(msgspec.Struct):

@@ -36,6 +36,7 @@ GUESS_HOLD_SECONDS: Final = 2.0
 
 UNLIMITED: Final = 1e9
 """What has grown to this limits nothing."""
+
 LEAST_HOLD_SECONDS: Final = 5.0
 HOLD_PER_WAIT: Final = 10.0
 """After a refusal nothing grows for this many times the wait it cost: probing stays cheap."""
