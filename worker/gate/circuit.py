@@ -13,7 +13,7 @@ FAILURES: Final = 5
 FIRST_REST_SECONDS: Final = 1.0
 LAST_REST_SECONDS: Final = 10.0
 PROBE_SECONDS: Final = 20.0
-"""A probe that has told nothing for so long died with its worker or found no job: another may go."""
+"""A probe that has told nothing for so long is lost, with its worker or its job: another may go."""
 
 
 class Circuit(msgspec.Struct):
