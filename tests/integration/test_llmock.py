@@ -12,6 +12,9 @@ from tests.integration.conftest import MakeSite, Site, plain
 from worker.jobs.options import JobOptions
 from worker.jobs.states import State
 
+PACE_MS: Final = 40
+"""Between chunks: of a stream sent whole at once nobody can be seen to stop reading."""
+
 
 @pytest.fixture(scope="module")
 def site(make_site: MakeSite, llmock_server: LLMockServer) -> Iterator[Site]:
@@ -90,7 +93,7 @@ def test_refusals_are_waited_out_as_asked(site: Site, llmock: LLMock) -> None:
 
 
 def test_broken_streams_are_noticed_and_asked_for_again(site: Site, llmock: LLMock) -> None:
-    llmock.truncate(times=2).disconnect(times=2).corrupt(times=2).stall(seconds=20)
+    llmock.pace(PACE_MS).truncate(times=2).disconnect(times=2).corrupt(times=2).stall(seconds=20)
     jobs = site.run([plain(f"broken {n}", stream=True) for n in range(12)])
     assert {(job.state, job.finish_reason) for job in jobs} == {(State.SUCCEEDED, "stop")}
     assert len(llmock.requests) == 12 + 7
@@ -149,6 +152,7 @@ SCENARIO: Final[list[dict[str, Any]]] = [
 
 
 def test_a_scenario_of_every_fault_ends_with_a_clean_verdict(site: Site, llmock: LLMock) -> None:
+    llmock.pace(PACE_MS)
     with httpx.Client(base_url=f"{llmock.url}/_llmock", trust_env=False) as control:
         control.post("/scenario", json={"behaviors": SCENARIO}).raise_for_status()
         jobs = site.run([plain(f"scenario {n}", stream=n % 3 > 0) for n in range(45)])
