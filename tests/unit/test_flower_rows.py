@@ -125,7 +125,7 @@ def test_a_row_says_what_holds_its_batch_in_the_place_of_an_end_that_nobody_know
     assert held == "paused: insufficient_quota"
     assert held_text([]) == ""
     shown = batch(total=100, succeeded=20)
-    assert row_text(shown, NOW, held) == "20/100 · 0 failed · 0 tokens · paused: insufficient_quota"
+    assert row_text(shown, NOW, held) == "paused: insufficient_quota · 20/100 · 0 failed · 0 tokens"
     heard = Heard()
     heard.rows.tell(shown, is_first=False, held=held)
     kind, fields = heard.events[-1]

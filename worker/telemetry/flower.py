@@ -69,13 +69,17 @@ class BatchRows:
 
 
 def row_text(batch: Batch, now: datetime, held: str = "") -> str:
-    """Say it in one line: `done/total · failed · tokens · ETA`, or what holds it instead."""
-    parts = [f"{batch.done}/{batch.total}", f"{batch.failed + batch.expired} failed"]
+    """Say it in one line: `done/total · failed · tokens · ETA`; what holds it stands first.
+
+    Flower cuts the line at its end, and nobody knows the end of what is held.
+    """
+    parts = [held] if held and not batch.is_finished else []
+    parts += [f"{batch.done}/{batch.total}", f"{batch.failed + batch.expired} failed"]
     if batch.cancelled:
         parts.append(f"{batch.cancelled} cancelled")
     parts.append(f"{short_count(batch.prompt_tokens + batch.completion_tokens)} tokens")
     if not batch.is_finished:
-        parts.append(held or f"ETA {eta_text(batch, now)}")
+        parts += [] if held else [f"ETA {eta_text(batch, now)}"]
     return " · ".join(parts)
 
 
