@@ -103,6 +103,14 @@ docs: $(VENV)/.installed ## Write ops/reference.md from the code
 bench: $(VENV)/.installed-dev ## Measure one worker: CPU per job, jobs/s, busy slots
 	@$(BIN)/python ops/bench/main_job.py $(BENCH)
 
+.PHONY: mutants
+mutants: $(VENV)/.installed-dev ## Remove each guard of the books: a test must notice
+	@$(BIN)/python ops/trials/mutants.py $(MUTANTS)
+
+.PHONY: trial
+trial: $(VENV)/.installed-dev ## Kill workers at random, and count in books of its own
+	@$(BIN)/python ops/trials/kill.py $(TRIAL)
+
 .PHONY: wheel
 wheel: $(VENV)/.installed-dev ## Build the wheel into dist/
 	@$(PIP) wheel --no-deps --wheel-dir dist .

@@ -8,12 +8,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Final
 
-from worker.errors import Fault, InvalidRequestsError
+from worker.errors import DatabaseError, Fault, Faults, InvalidRequestsError
 from worker.images import ImageFolder
 from worker.jobs.images import Image
 from worker.jobs.lines import RequestLine, check_line, is_blank
@@ -26,17 +26,31 @@ from worker.store.submission import InputFile, NewBatch, NewJob
 CHUNK: Final = 2_000
 CHUNK_BYTES: Final = 64 * 1024 * 1024
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
+CONTENT_PURGED: Final = "content_purged"
+"""The error code of a result whose contents were removed."""
+
 _HASH_BLOCK: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class Warned:
+    """A warning: the first place it was met at, and at how many in all."""
+
+    first: Fault
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Submitted:
-    """A batch that is in the queue. `existed`: it was already, under the same key."""
+    """A batch that is in the queue. `existed`: it was already, under the same key.
+
+    `warnings` has each message once, whatever the number of lines that it is about.
+    """
 
     batch_id: str
     total: int
     existed: bool = False
-    warnings: tuple[Fault, ...] = ()
+    warnings: tuple[Warned, ...] = ()
 
 
 def submit_lines(
@@ -85,14 +99,17 @@ class _Intake:
     def __init__(self, database: Database, new: NewBatch, images: ImageFolder | None) -> None:
         self._database = database
         self._new = new
+        # The deadline is the batch's: one row has it, not each job.
+        self._line_options = replace(new.options, expires_seconds=None)
         self._images = images
         with database.write() as connection:
             self._batch_id = submission.create_batch(connection, new)
         self._digest = hashlib.sha256()
         self._lines = 0
         self._total = 0
-        self._faults: list[Fault] = []
-        self._warnings: list[Fault] = []
+        self._faults = Faults()
+        self._chunk_faults: list[Fault] = []
+        self._warnings: dict[str, Warned] = {}
         self._chunk: dict[str, NewJob] = {}
         self._chunk_bytes = 0
         self.size_bytes = 0
@@ -100,7 +117,8 @@ class _Intake:
     @property
     def is_full(self) -> bool:
         images = 0 if self._images is None else self._images.held_bytes
-        return len(self._chunk) >= CHUNK or self._chunk_bytes + images >= CHUNK_BYTES
+        lines = max(len(self._chunk), len(self._chunk_faults))
+        return lines >= CHUNK or self._chunk_bytes + images >= CHUNK_BYTES
 
     def take(self, raw: bytes) -> None:
         """Check a line and put it in the chunk."""
@@ -110,24 +128,31 @@ class _Intake:
         if is_blank(raw):
             return
         if len(raw) > MAX_LINE_BYTES:
-            self._faults.append(Fault(self._lines, "", f"is longer than {MAX_LINE_BYTES} bytes"))
+            self._chunk_faults.append(
+                Fault(self._lines, "", f"is longer than {MAX_LINE_BYTES} bytes")
+            )
             return
         read_image = None if self._images is None else self._images.read
-        found = check_line(raw, self._lines, self._new.options, read_image)
+        found = check_line(raw, self._lines, self._line_options, read_image)
         if isinstance(found, RequestLine):
             self._accept(found)
         else:
-            self._faults.extend(found)
+            self._chunk_faults.extend(found)
 
     def _accept(self, request: RequestLine) -> None:
-        self._warnings.extend(request.warnings)
+        self._warn(request.warnings)
         first = self._chunk.get(request.custom_id)
         if first is not None:
-            self._faults.append(_double(self._lines, request.custom_id, first.line))
+            self._chunk_faults.append(_double(self._lines, request.custom_id, first.line))
             return
         self._chunk[request.custom_id] = new_job(request, self._lines)
         self._chunk_bytes += len(request.body)
         self._total += 1
+
+    def _warn(self, warnings: Iterable[Fault]) -> None:
+        for one in warnings:
+            met = self._warnings.get(one.message, Warned(one, 0))
+            self._warnings[one.message] = Warned(met.first, met.count + 1)
 
     def flush(self) -> None:
         """Store the chunk. Ids that earlier chunks had are faults; the rest is stored.
@@ -135,13 +160,15 @@ class _Intake:
         A faulty file is stored on to its end, because that is how its doubled ids are found.
         """
         images = [] if self._images is None else self._images.take()
-        if self._faults:
+        if self._faults or self._chunk_faults:
             images = []  # nobody will need them: the file is refused
         taken = self._store(images)
         if taken:
             for custom_id, line in taken.items():
-                self._faults.append(_double(self._chunk.pop(custom_id).line, custom_id, line))
+                self._chunk_faults.append(_double(self._chunk.pop(custom_id).line, custom_id, line))
             self._store([])
+        self._faults.extend(sorted(self._chunk_faults, key=_line_of))
+        self._chunk_faults.clear()
         self._chunk.clear()
         self._chunk_bytes = 0
 
@@ -153,17 +180,25 @@ class _Intake:
         """Show the batch to the workers. Raises InvalidRequestsError where anything is wrong."""
         self.flush()
         if not self._total and not self._faults:
-            self._faults.append(Fault(0, "", "there is no request in it"))
+            self._faults.extend([Fault(0, "", "there is no request in it")])
         if self._faults:
-            raise InvalidRequestsError(sorted(self._faults, key=_line_of), self._new.name)
+            raise InvalidRequestsError(self._faults, self._new.name)
         source = InputFile(self._new.name, self.size_bytes, self._lines, self._digest.hexdigest())
         with self._database.write() as connection:
-            submission.open_batch(connection, self._batch_id, self._total, source, self._new.key)
-        return Submitted(self._batch_id, self._total, warnings=tuple(self._warnings))
+            submission.open_batch(
+                connection,
+                self._batch_id,
+                self._total,
+                source,
+                self._new.key,
+                expires_seconds=self._new.options.expires_seconds,
+            )
+        return Submitted(self._batch_id, self._total, warnings=tuple(self._warnings.values()))
 
     def drop(self) -> None:
-        """Remove everything that was stored of it."""
-        submission.drop_batch(self._database, self._batch_id)
+        """Remove everything that was stored of it; without a database the sweep does so, later."""
+        with suppress(DatabaseError):
+            submission.drop_batch(self._database, self._batch_id)
 
 
 def _line_of(fault: Fault) -> int:
@@ -185,6 +220,8 @@ def new_job(request: RequestLine, line: int) -> NewJob:
         stream=request.stream,
         endpoints=request.options.endpoints,
         reasks=request.options.reasks,
+        expires_seconds=request.options.expires_seconds,
+        unknown_outcome=request.options.unknown_outcome,
     )
 
 
@@ -228,7 +265,7 @@ def write_results(database: Database, batch_id: str, out: Path, errors: Path) ->
     succeeded = failed = 0
     with _replacing(out) as good, _replacing(errors, keep=lambda: failed > 0) as bad:
         for one in results(database, batch_id):
-            if one.state is State.SUCCEEDED:
+            if _is_answer(one):
                 succeeded += 1
                 good.write(result_line(one))
             else:
@@ -237,11 +274,15 @@ def write_results(database: Database, batch_id: str, out: Path, errors: Path) ->
     return Written(succeeded, failed, out, errors if failed else None)
 
 
+def _is_answer(one: Result) -> bool:
+    return one.state is State.SUCCEEDED and not one.is_emptied
+
+
 def stream_results(database: Database, batch_id: str, handle: IO[str]) -> Written:
     """Write answers and errors alike to one open file, in the order of the input."""
     counts = {True: 0, False: 0}
     for one in results(database, batch_id):
-        counts[one.state is State.SUCCEEDED] += 1
+        counts[_is_answer(one)] += 1
         handle.write(result_line(one))
     return Written(counts[True], counts[False], None, None)
 
@@ -265,7 +306,9 @@ def _replacing(path: Path, keep: Callable[[], bool] = lambda: True) -> Iterator[
 def result_line(one: Result) -> str:
     """Write one finished job as a line of the batch output format."""
     response, error = "null", "null"
-    if one.state is State.SUCCEEDED:
+    if one.is_emptied and one.state in {State.SUCCEEDED, State.FAILED}:
+        error = _emptied(one)
+    elif one.state is State.SUCCEEDED:
         response = _response(one, one.response or "null")
     elif one.state is State.FAILED and one.status is not None and one.status >= 400:
         response = _response(one, _error_body(one))
@@ -277,6 +320,13 @@ def result_line(one: Result) -> str:
         f'{{"id": "{request_id}", "custom_id": {custom_id}, '
         f'"response": {response}, "error": {error}}}\n'
     )
+
+
+def _emptied(one: Result) -> str:
+    """What is left to say of a job whose answer, or error in full, was purged."""
+    ending = one.state if one.error_code is None else f"{one.state} with {one.error_code}"
+    message = f"its contents were removed by 'chatqueue purge --content-only'; it had {ending}"
+    return json.dumps({"code": CONTENT_PURGED, "message": message})
 
 
 def _response(one: Result, body: str) -> str:

@@ -12,7 +12,8 @@ Safe to use from any thread. The commands are built on it.
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -20,19 +21,33 @@ from worker import stack
 from worker.batches import Submitted, new_job, read_lines, submit_lines
 from worker.errors import InvalidRequestsError, NotFoundError, WaitTimeoutError
 from worker.images import ImageFolder
+from worker.jobs.changes import changed, check_changes
 from worker.jobs.lines import RequestLine, check_single
 from worker.jobs.options import NO_OPTIONS, JobOptions
-from worker.jobs.queues import BULK, INTERACTIVE
+from worker.jobs.queues import BULK, INTERACTIVE, QUEUES
 from worker.jobs.states import State
 from worker.jobs.views import Attempt, Batch, Job
 from worker.queue.app import create_app
 from worker.queue.bell import Bell
 from worker.settings import Settings, settings
+from worker.store import (
+    endings,
+    halts,
+    lost,
+    pauses,
+    queries,
+    redrive,
+    retention,
+    schema,
+    submission,
+)
 from worker.store import images as store_images
-from worker.store import pauses, queries, records, schema, submission
-from worker.store.engine import Database
+from worker.store.engine import Database, Transaction
+from worker.store.halts import Halt
 from worker.store.pauses import Pause
 from worker.store.queries import FailureGroup, JobFilter
+from worker.store.redrive import Again, Change, Changed
+from worker.store.retention import Purged
 from worker.store.submission import NewBatch
 
 Body = Mapping[str, Any] | str | bytes
@@ -174,6 +189,11 @@ class Client:
         with self.database.read() as connection:
             return queries.list_attempts(connection, job_id)
 
+    def is_emptied(self, batch_id: str) -> bool:
+        """Whether a purge has begun to remove a batch's contents."""
+        with self.database.read() as connection:
+            return retention.is_emptied(connection, batch_id)
+
     def count(self, batch_id: str | None = None) -> dict[State, int]:
         """Count jobs by state, of one batch or of all."""
         with self.database.read() as connection:
@@ -215,24 +235,128 @@ class Client:
     def cancel(self, ident: str) -> int:
         """Cancel a job, or all that is still open of a batch; return how many jobs it ended.
 
-        A call in flight is cut off within seconds; it may have been billed. Raises NotFoundError.
+        From the first moment on nothing of it is begun; a call in flight is cut off within seconds
+        and may have been billed. Raises NotFoundError.
         """
-        if ident.startswith("batch_"):
-            self.batch(ident)
+        if not self._is_batch(ident):
             with self.database.write() as connection:
-                return records.cancel(connection, batch_id=ident)
-        self.get(ident)
+                return endings.cancel_job(connection, ident)
         with self.database.write() as connection:
-            return records.cancel(connection, job_id=ident)
+            endings.begin_cancelling(connection, ident)
+        count = self._cancel(endings.cancel_calls, ident)
+        while step := self._cancel(endings.cancel_step, ident):
+            count += step
+        return count
 
-    def retry(self, batch_id: str) -> int:
-        """Run a batch's failed jobs again; return how many. Raises NotFoundError."""
-        self.batch(batch_id)
+    def _cancel(self, step: Callable[[Transaction, str], int], batch_id: str) -> int:
         with self.database.write() as connection:
-            count = records.retry_failed(connection, batch_id)
+            return step(connection, batch_id)
+
+    def retry(
+        self,
+        ident: str,
+        *,
+        errors: Sequence[str] = (),
+        changes: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Run a batch's failed and expired jobs again, or one finished job; return how many.
+
+        `errors`: only those that ended with one of these codes (`server_error`) or classes
+        (`divert`). `changes`: fields of the request to replace, None to take one away; all requests
+        are changed or, if one would not be valid, none. Raises NotFoundError, InvalidRequestsError.
+        """
+        is_batch = self._is_batch(ident)
+        which = Again(ident if is_batch else None, None if is_batch else ident, tuple(errors))
+        change = None if not changes else _change(changes)
+        with self.database.write() as connection:
+            count = redrive.run_again(connection, which, change)
         if count:
             self.ring()
         return count
+
+    def settle(self, ident: str, *, again: bool) -> int:
+        """Decide on the held jobs of a batch, or on one: call again, or fail; return how many.
+
+        Held is a job whose call may have been billed and brought no answer, where the policy
+        `unknown_outcome` says so. Raises NotFoundError.
+        """
+        is_batch = self._is_batch(ident)
+        with self.database.write() as connection:
+            count = (
+                lost.settle(connection, again=again, batch_id=ident)
+                if is_batch
+                else lost.settle(connection, again=again, job_id=ident)
+            )
+        if again and count:
+            self.ring()
+        return count
+
+    def held(self, batch_id: str | None = None) -> int:
+        """Count the jobs that wait for a person's decision, of one batch or of all."""
+        with self.database.read() as connection:
+            return queries.count_held(connection, batch_id)
+
+    def pause(self, ident: str) -> None:
+        """Pause a batch, or a queue (`bulk`, `interactive`): nothing of it is begun any more.
+
+        Calls in flight go on. Raises NotFoundError.
+        """
+        self._check_stoppable(ident)
+        with self.database.write() as connection:
+            if ident in QUEUES:
+                halts.halt_queue(connection, ident)
+            else:
+                halts.halt_batch(connection, ident)
+
+    def unpause(self, ident: str) -> bool:
+        """Let a paused batch or queue go on; return whether it was paused. Raises NotFoundError."""
+        self._check_stoppable(ident)
+        with self.database.write() as connection:
+            freed = (
+                halts.free_queue(connection, ident)
+                if ident in QUEUES
+                else halts.free_batch(connection, ident)
+            )
+        self.ring()
+        return freed
+
+    def halted_queues(self) -> list[Halt]:
+        """List the queues that a person has paused."""
+        with self.database.read() as connection:
+            return halts.halted_queues(connection)
+
+    def _is_batch(self, ident: str) -> bool:
+        """Tell a batch's id from a job's. Raises NotFoundError where there is neither."""
+        if ident.startswith("batch_"):
+            self.batch(ident)
+            return True
+        self.get(ident)
+        return False
+
+    def _check_stoppable(self, ident: str) -> None:
+        if ident in QUEUES:
+            return
+        if not ident.startswith("batch_"):
+            raise NotFoundError(f"{ident!r} is neither a batch nor a queue ({', '.join(QUEUES)})")
+        self.batch(ident)
+
+    def purge(
+        self,
+        older_than: timedelta,
+        *,
+        content_only: bool = False,
+        on_step: Callable[[Purged], None] = lambda _: None,
+    ) -> Purged:
+        """Remove the batches and single jobs that finished longer ago than that, and their images.
+
+        With `content_only` their rows, counts and usage stay, and what was said goes: prompts,
+        answers, arguments of tool calls, the words of errors. It runs in short steps beside running
+        work, touches nothing unfinished, and may be ended and run again at any time. `on_step` is
+        told the sum so far. Raises DatabaseError.
+        """
+        return retention.purge(
+            self.database, older_than.total_seconds(), content_only=content_only, on_step=on_step
+        )
 
     def pauses(self) -> list[Pause]:
         """List the keys that are paused, with the reason; keys are named by fingerprints."""
@@ -277,6 +401,17 @@ def _checked(body: Body, options: JobOptions, folder: ImageFolder | None) -> Req
     if isinstance(found, tuple):
         raise InvalidRequestsError(found)
     return found
+
+
+def _change(changes: Mapping[str, Any]) -> Change:
+    check_changes(changes)
+
+    def change(body: str, line: int, custom_id: str) -> Changed:
+        request = changed(body, changes, line, custom_id)
+        text = json.dumps(request, ensure_ascii=False)
+        return Changed(text, request["model"], bool(request.get("stream")))
+
+    return change
 
 
 def _wait(read: Callable[[], T], ident: str, timeout_seconds: float | None) -> T:

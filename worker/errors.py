@@ -16,8 +16,10 @@ stops a command or a worker::
 Messages tell the user what was wrong, where, and what to do. They carry no secret.
 """
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 
 class ChatqueueError(Exception):
@@ -49,14 +51,63 @@ class Fault:
         return f"{place}{self.field}: {self.message}" if self.field else f"{place}{self.message}"
 
 
+class Faults(Sequence[Fault]):
+    """Every fault of a file, however many lines are wrong: what lines share is kept once.
+
+    A million lines with the same fault take 16 MB; only words of their own, such as a custom_id
+    that is used twice, take more. Faults are made as they are asked for.
+    """
+
+    def __init__(self, faults: Iterable[Fault] = ()) -> None:
+        self._lines = array("q")
+        self._kinds = array("q")
+        self._numbers: dict[tuple[str, str], int] = {}
+        self._words: list[tuple[str, str]] = []
+        self.extend(faults)
+
+    def extend(self, faults: Iterable[Fault]) -> None:
+        """Put these behind the others."""
+        for one in faults:
+            words = (one.field, one.message)
+            number = self._numbers.setdefault(words, len(self._words))
+            if number == len(self._words):
+                self._words.append(words)
+            self._lines.append(one.line)
+            self._kinds.append(number)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @overload
+    def __getitem__(self, index: int) -> Fault: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Fault]: ...
+
+    def __getitem__(self, index: int | slice) -> Fault | list[Fault]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        return Fault(self._lines[index], *self._words[self._kinds[index]])
+
+
 class InvalidRequestsError(ChatqueueError):
-    """Requests were refused; nothing of them was stored. `faults` names every one, by line."""
+    """Requests were refused; nothing of them was stored. `faults` names every one, by line.
+
+    Its text has a line for each; `lines` gives them one by one, where there may be a million.
+    """
 
     def __init__(self, faults: Sequence[Fault], source: str = "") -> None:
-        head = f"{source}: " if source else ""
-        super().__init__("\n".join(f"{head}{fault}" for fault in faults))
-        self.faults = tuple(faults)
+        super().__init__(faults, source)
+        self.faults = faults if isinstance(faults, Faults) else tuple(faults)
         self.source = source
+
+    def lines(self) -> Iterator[str]:
+        """Yield a line for each fault, with the file that it is in."""
+        head = f"{self.source}: " if self.source else ""
+        return (f"{head}{fault}" for fault in self.faults)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
 
 
 class NotFoundError(ChatqueueError):

@@ -6,6 +6,7 @@ value, a running job has a worker, a finished one an end. Times are aware UTC.
 
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -28,6 +29,7 @@ from sqlalchemy import (
 )
 
 from worker.jobs.states import AttemptState, BatchState, State
+from worker.settings import UnknownOutcome
 
 metadata = MetaData(
     naming_convention={
@@ -69,6 +71,11 @@ class UtcDateTime(TypeDecorator[datetime]):
 def _one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
     listed = ", ".join(f"'{value}'" for value in values)
     return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
+
+
+def _partial(condition: str) -> dict[str, Any]:
+    """The arguments of an index that has only the rows of which this is true."""
+    return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
 
 
 def _usage() -> list[Column[int]]:
@@ -114,20 +121,20 @@ batch = Table(
     Column("finished_at", UtcDateTime),
     Column("reported_at", UtcDateTime),
     Column("redrives", Integer, nullable=False, server_default="0"),
+    Column("expires_at", UtcDateTime),
+    Column("halted_at", UtcDateTime),
     _one_of("state", BatchState),
     CheckConstraint(
         "state = 'validating' OR succeeded + failed + cancelled + expired <= total",
         name="counts_within_total",
     ),
-    Index(
-        "ix_batch_open",
-        "queue",
-        "priority",
-        postgresql_where=text("state = 'in_progress'"),
-        sqlite_where=text("state = 'in_progress'"),
-    ),
+    Index("ix_batch_open", "queue", "priority", **_partial("state = 'in_progress'")),
 )
-"""A file's worth of jobs. `key` makes a repeated submission find the first one."""
+"""A file's worth of jobs. `key` makes a repeated submission find the first one.
+
+`expires_at`: no call is begun for its jobs from then on. `halted_at`: since when a person has had
+it paused.
+"""
 
 lane = Table(
     "lane",
@@ -158,6 +165,14 @@ pause = Table(
     Column("refusals", Integer, nullable=False),
 )
 """A key (by its fingerprint) that was refused: no call uses it but one probe at a time."""
+
+halt = Table(
+    "halt",
+    metadata,
+    Column("queue", Text, primary_key=True),
+    Column("since", UtcDateTime, nullable=False),
+)
+"""A queue that a person has paused: nothing of it is claimed."""
 
 worker = Table(
     "worker",
@@ -208,8 +223,13 @@ job = Table(
     *_usage(),
     Column("reasks", Integer, nullable=False, server_default="0"),
     Column("followup", Text),
+    Column("reasks_allowed", Integer, nullable=False, server_default="0"),
+    Column("revision", Integer, nullable=False, server_default="0"),
+    Column("expires_at", UtcDateTime),
+    Column("unknown_outcome", Text),
     UniqueConstraint("batch_id", "custom_id"),
     _one_of("state", State),
+    _one_of("unknown_outcome", UnknownOutcome),
     CheckConstraint("(state = 'running') = (worker_id IS NOT NULL)", name="running_has_worker"),
     CheckConstraint("state <> 'waiting' OR due_at IS NOT NULL", name="waiting_has_due"),
     CheckConstraint(
@@ -220,13 +240,11 @@ job = Table(
 """One request and what became of it. `body` and `response` are JSON text, verbatim.
 
 In the place of an image from the submitter's disk, `body` has a reference to its row in `image`.
-`reasks` is how often the job may still be asked again for an answer that matches its schema, and
-`followup` what to ask it with: what follows the messages of `body` in the next call, if anything.
+`reasks` is how often the job may still be asked again for an answer that matches its schema, of
+`reasks_allowed`, and `followup` what to ask it with: what follows the messages of `body` in the
+next call, if anything. `revision` counts how often a person's retry changed what is asked.
+`expires_at`: no call is begun from then on. `unknown_outcome`: its own policy, if it has one.
 """
-
-_QUEUED = text("state = 'queued'")
-_WAITING = text("state = 'waiting'")
-_RUNNING = text("state = 'running'")
 
 # The claim reads a lane's head from here, however long the lane is.
 Index(
@@ -234,11 +252,17 @@ Index(
     job.c.lane_id,
     job.c.priority.desc(),
     job.c.id,
-    postgresql_where=_QUEUED,
-    sqlite_where=_QUEUED,
+    **_partial("state = 'queued'"),
 )
-Index("ix_job_due", job.c.lane_id, job.c.due_at, postgresql_where=_WAITING, sqlite_where=_WAITING)
-Index("ix_job_running", job.c.worker_id, postgresql_where=_RUNNING, sqlite_where=_RUNNING)
+Index("ix_job_due", job.c.lane_id, job.c.due_at, **_partial("state = 'waiting'"))
+Index("ix_job_running", job.c.worker_id, **_partial("state = 'running'"))
+# What a person has to decide on, and what time ends, are found without looking at the rest.
+Index("ix_job_held", job.c.batch_id, job.c.id, **_partial("state = 'held'"))
+Index(
+    "ix_job_expires",
+    job.c.expires_at,
+    **_partial("expires_at IS NOT NULL AND state IN ('queued', 'waiting', 'held')"),
+)
 # Results leave in the order of the input.
 Index("ix_job_batch", job.c.batch_id, job.c.id)
 
@@ -273,12 +297,7 @@ attempt = Table(
     Column("maybe_billed", Boolean, nullable=False, server_default=text("false")),
     *_usage(),
     _one_of("state", AttemptState),
-    Index(
-        "ix_attempt_unknown",
-        "job_id",
-        postgresql_where=text("state = 'unknown'"),
-        sqlite_where=text("state = 'unknown'"),
-    ),
+    Index("ix_attempt_maybe_billed", "job_id", **_partial("maybe_billed")),
 )
 """The ledger: one row per call, written before it is made. `fence` numbers a job's claims."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from worker.jobs.outcomes import NO_CHANNEL, ErrorClass, Failure
-from worker.settings import Settings
+from worker.settings import Settings, UnknownOutcome
 
 MOST_CALLS_SPARED: Final = 100
 """After so many calls for one job even a wait that a server asks for burns an attempt.
@@ -23,15 +23,13 @@ class RetryPolicy:
     """How long and how often to try. Times in seconds.
 
     `max_attempts` counts calls, the first included; a pause, and a wait that the server asked for,
-    burn none. `deadline_seconds` is a job's whole time, from its first start; 0: no end.
-    `repeats_unknown`: make a call again that may have been billed and brought no answer.
+    burn none. `unknown_outcome` is for jobs that have no policy of their own.
     """
 
     max_attempts: int = 6
     backoff_base_seconds: float = 0.5
     backoff_cap_seconds: float = 8.0
-    deadline_seconds: float = 0.0
-    repeats_unknown: bool = True
+    unknown_outcome: UnknownOutcome = UnknownOutcome.RETRY
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -40,8 +38,7 @@ class RetryPolicy:
             max_attempts=settings.max_attempts,
             backoff_base_seconds=settings.backoff_base_seconds,
             backoff_cap_seconds=settings.backoff_cap_seconds,
-            deadline_seconds=settings.job_deadline_seconds,
-            repeats_unknown=settings.repeats_unknown,
+            unknown_outcome=settings.unknown_outcome,
         )
 
 
@@ -50,15 +47,15 @@ class Standing:
     """Where a job stands after a call.
 
     `attempts` are the calls that count, `calls` all of them; the one just made is in both.
-    `age_seconds` runs from its first start. `reasks`: how often an answer of the wrong form may
-    still be asked for again.
+    `reasks`: how often an answer of the wrong form may still be asked for again. `unknown_outcome`:
+    the job's own policy, where it has one.
     """
 
     attempts: int
     calls: int
     endpoints: int
-    age_seconds: float = 0.0
     reasks: int = 0
+    unknown_outcome: UnknownOutcome | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +63,11 @@ class GiveUp:
     """The job has failed. `reason`: what ended it, where that is not the failure itself."""
 
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The call may have been billed: a person decides whether it is made again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +84,20 @@ class TryAgain:
     reask: bool = False
 
 
-Decision = GiveUp | TryAgain
+Decision = GiveUp | Hold | TryAgain
 
 
 def decide(
     failure: Failure, standing: Standing, policy: RetryPolicy, rng: random.Random
 ) -> Decision:
     """Decide after a call of a job that stands so."""
-    if failure.maybe_billed and not policy.repeats_unknown:
+    unknown = (standing.unknown_outcome or policy.unknown_outcome) if failure.maybe_billed else None
+    if unknown is UnknownOutcome.FAIL:
         return GiveUp("not tried again, because the call may have been billed")
     decision = _next_try(failure, standing, policy, rng)
-    if isinstance(decision, TryAgain) and _ends_before(decision, standing, policy):
-        return GiveUp(f"the job's deadline of {policy.deadline_seconds:g} s has ended it")
+    if unknown is UnknownOutcome.HOLD and isinstance(decision, TryAgain):
+        return Hold()
     return decision
-
-
-def _ends_before(decision: TryAgain, standing: Standing, policy: RetryPolicy) -> bool:
-    """Whether the job's time is over before that try would begin."""
-    begins = standing.age_seconds + decision.delay_seconds
-    return 0 < policy.deadline_seconds <= begins
 
 
 def _next_try(
@@ -169,11 +166,14 @@ def _is_diverted(failure: Failure, tries: int, endpoints: int) -> bool:
 
 
 def backoff(attempts: int, policy: RetryPolicy, rng: random.Random) -> float:
-    """Return min(base * 2^(attempts-1), cap) seconds, less up to a half of it at random."""
+    """Return min(base * 2^(attempts-1), cap) seconds, less up to a quarter of it at random.
+
+    Not more, so that each wait is longer than the one before, whatever the dice say.
+    """
     ceiling = min(
         policy.backoff_base_seconds * 2.0 ** min(attempts - 1, 30), policy.backoff_cap_seconds
     )
-    return ceiling * (1.0 - 0.5 * rng.random())
+    return ceiling * (1.0 - 0.25 * rng.random())
 
 
 def _spread(seconds: float, rng: random.Random) -> float:

@@ -6,6 +6,7 @@ Secrets are `SecretStr`: they appear in no repr and no log.
 
 import os
 import re
+from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Final, Self
@@ -25,6 +26,14 @@ _REDIS: Final = {"redis", "rediss", "redis+socket", "valkey"}
 
 Names = Annotated[tuple[str, ...], NoDecode]
 Seconds = Annotated[float, Field(gt=0)]
+
+
+class UnknownOutcome(StrEnum):
+    """What becomes of a job whose call may have been billed and brought no answer."""
+
+    RETRY = "retry"
+    HOLD = "hold"
+    FAIL = "fail"
 
 
 class Settings(BaseSettings):
@@ -50,6 +59,11 @@ class Settings(BaseSettings):
     broker_url: SecretStr | None = Field(
         None,
         description="`redis://…`, `rediss://…`, `valkey://…`, `amqp://…`. Default: embedded.",
+    )
+    queue_prefix: str = Field(
+        "chatqueue",
+        pattern=r"^[A-Za-z0-9_-]+$",
+        description="Prefix of the names on the broker, so that several installations share it.",
     )
     text_endpoints: Names = Field(
         (DIRECT, API), description="Base URLs for text requests, in order of preference."
@@ -90,13 +104,12 @@ class Settings(BaseSettings):
     )
     job_deadline_seconds: Annotated[float, Field(ge=0)] = Field(
         0.0,
-        description="No further call is begun for a job this long after its first start; 0: never.",
+        description="No call is begun for a job this long after its first start; 0: no end.",
     )
-    unknown_outcome: str = Field(
-        "retry",
-        pattern="^(retry|fail)$",
-        description="What becomes of a call that may have been billed and brought no answer: "
-        "`retry` makes it again, `fail` never pays twice.",
+    unknown_outcome: UnknownOutcome = Field(
+        UnknownOutcome.RETRY,
+        description="What becomes of a job whose call may have been billed and brought no answer: "
+        "`retry` calls again, `hold` lets a person decide, `fail` never pays twice.",
     )
     stream_models: Names = Field(
         ("gpt-5.1-thinking",),
@@ -222,11 +235,6 @@ class Settings(BaseSettings):
         """The base URLs for a request's kind, in order of preference."""
         return self.multimodal_endpoints if multimodal else self.text_endpoints
 
-    @property
-    def repeats_unknown(self) -> bool:
-        """Whether a call that may have been billed and brought no answer is made again."""
-        return self.unknown_outcome == "retry"
-
     @classmethod
     def load(cls, **overrides: object) -> Self:
         """Read the environment and `.env`; `overrides` win. Raises SettingsError, all faults."""
@@ -235,11 +243,17 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise SettingsError([_fault(e["loc"], e["msg"]) for e in error.errors()]) from None
 
+    @classmethod
+    def apart(cls, **given: object) -> Self:
+        """Settings of these values and the defaults alone, whatever the environment has set."""
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        return cls.load(**{**defaults, **given})
+
     def environment(self) -> dict[str, str]:
         """The process environment under which a child process reads these same settings."""
-        own = {name: _text(getattr(self, name)) for name in type(self).model_fields}
-        named = {_variable(name): text for name, text in own.items() if text is not None}
-        return {**os.environ, **named}
+        own = {_variable(name): _text(getattr(self, name)) for name in type(self).model_fields}
+        others = {name: text for name, text in os.environ.items() if name not in own}
+        return {**others, **{name: text for name, text in own.items() if text is not None}}
 
 
 def base_url(url: str) -> str:

@@ -13,12 +13,22 @@ from worker.jobs.outcomes import Answer, ErrorClass, Exchange, Failure, Outcome,
 from worker.jobs.queues import BULK, INTERACTIVE
 from worker.jobs.states import State
 from worker.jobs.views import Batch, Job
-from worker.models import attempt, batch, job, worker
-from worker.store import claims, leases, queries, records, submission
+from worker.models import attempt, batch, job
+from worker.store import (
+    claims,
+    endings,
+    leases,
+    lost,
+    queries,
+    records,
+    redrive,
+    submission,
+)
 from worker.store.claims import Claimed
 from worker.store.engine import Database
 from worker.store.lanes import SINGLES, Lane, lanes_with_work
 from worker.store.records import Record, Recorded
+from worker.store.redrive import Again, Change
 from worker.store.submission import NewBatch, NewJob
 
 ENDPOINT: Final = "https://first.example"
@@ -88,11 +98,9 @@ def enlist(database: Database, lease_seconds: float = 60.0) -> str:
 
 def lose(database: Database, *worker_ids: str) -> None:
     """End leases as if their workers had died a second ago."""
-    past = datetime.now(UTC) - timedelta(seconds=1)
     with database.write() as connection:
-        connection.execute(
-            update(worker).where(worker.c.id.in_(worker_ids)).values(lease_until=past)
-        )
+        for worker_id in worker_ids:
+            leases.heartbeat(connection, worker_id, -1.0)
 
 
 def claim(database: Database, worker_id: str, **shares: int) -> list[Claimed]:
@@ -135,9 +143,30 @@ def lanes(database: Database) -> list[Lane]:
     return sorted(found, key=lambda lane: (-lane.priority, lane.batch_id))
 
 
-def rescue(database: Database, max_attempts: int = 3) -> int:
+def rescue(
+    database: Database, max_attempts: int = 3, unknown_outcome: str = "retry", limit: int = 1_000
+) -> int:
+    """Take over from every worker whose lease has run out, or that was found dead."""
     with database.write() as connection:
-        return claims.rescue(connection, max_attempts)
+        signs = leases.signs_of_others(connection, "")
+        dead = [sign for sign in signs if sign.lapsed or sign.stopped]
+        return lost.rescue(
+            connection,
+            dead,
+            max_attempts=max_attempts,
+            unknown_outcome=unknown_outcome,
+            limit=limit,
+        )
+
+
+def give_back(
+    database: Database,
+    worker_id: str,
+    keys: Sequence[tuple[str, int]],
+    unknown_outcome: str = "retry",
+) -> None:
+    with database.write() as connection:
+        lost.give_back(connection, worker_id, keys, unknown_outcome)
 
 
 # --- answering ------------------------------------------------------------------------------------
@@ -185,14 +214,31 @@ def put_off(database: Database, claimed: Claimed, delay_seconds: float, **fields
     return put(database, record)
 
 
-def cancel(database: Database, **which: str) -> int:
+def cancel_job(database: Database, job_id: str) -> int:
     with database.write() as connection:
-        return records.cancel(connection, **which)
+        return endings.cancel_job(connection, job_id)
 
 
-def retry_failed(database: Database, batch_id: str) -> int:
+def cancel_batch(database: Database, batch_id: str) -> int:
+    """Cancel all of a batch, in as many steps as it takes."""
     with database.write() as connection:
-        return records.retry_failed(connection, batch_id)
+        endings.begin_cancelling(connection, batch_id)
+    total = 0
+    while step := _cancel_step(database, batch_id):
+        total += step
+    return total
+
+
+def _cancel_step(database: Database, batch_id: str) -> int:
+    with database.write() as connection:
+        return endings.cancel_step(connection, batch_id)
+
+
+def run_again(
+    database: Database, batch_id: str | None = None, change: Change | None = None, **which: Any
+) -> int:
+    with database.write() as connection:
+        return redrive.run_again(connection, Again(batch_id, **which), change)
 
 
 # --- looking --------------------------------------------------------------------------------------

@@ -9,13 +9,15 @@ from tests.contract.acts import (
     ENDPOINT,
     all_at_once,
     batch_of,
-    cancel,
+    cancel_batch,
+    cancel_job,
     claim,
     claim_due,
     claim_one,
     claim_singles,
     enlist,
     fill_batch,
+    give_back,
     ids,
     job_ids,
     job_of,
@@ -94,9 +96,8 @@ def test_a_claim_brings_what_the_call_needs_and_marks_the_job_as_running(
         id=job_ids(database, batch_id)[0], fence=1, batch_id=batch_id,
         lane_id=lane_of_batch(batch_id), body="{}", model="gpt-5.1", multimodal=False,
         stream=False, attempts=1, diverts=0, reasks=0, followup=None,
-        age_seconds=claimed.age_seconds,
+        revision=0, unknown_outcome=None,
     )  # fmt: skip
-    assert 0 <= claimed.age_seconds < 30
     row = raw_job(database, claimed.id)
     assert (row["state"], row["worker_id"], row["due_at"]) == (State.RUNNING, worker_id, None)
     assert abs(row["started_at"] - datetime.now(UTC)) < timedelta(seconds=30)
@@ -212,7 +213,7 @@ def test_a_batch_that_is_still_being_submitted_is_no_lane(database: Database) ->
 
 def test_a_cancelled_batch_is_no_lane(database: Database) -> None:
     batch_id = submit_batch(database, 3)
-    cancel(database, batch_id=batch_id)
+    cancel_batch(database, batch_id)
     assert lanes(database) == []
     assert claim(database, enlist(database), **{batch_id: 3}) == []
 
@@ -341,16 +342,21 @@ def test_the_first_start_of_a_job_is_kept_over_later_claims(database: Database) 
     assert job_of(database, claimed.id).started_at == started
 
 
-def test_the_age_of_a_job_runs_from_its_first_start(database: Database) -> None:
+def test_a_deadline_runs_from_the_first_start_and_is_not_moved(database: Database) -> None:
     worker_id = enlist(database)
-    claimed = claim_one(database, worker_id, submit_single(database))
-    assert claimed is not None
-    put_off(database, claimed, 0.0)
-    with database.write() as connection:
-        long_ago = datetime.now(UTC) - timedelta(seconds=100)
-        connection.execute(update(job).where(job.c.id == claimed.id).values(started_at=long_ago))
-    (again,) = claim_due(database, worker_id)
-    assert 95 < again.age_seconds < 130
+    job_id = submit_single(database)
+    ends = []
+    for _ in range(2):
+        with database.write() as connection:
+            claimed = claims.claim_one(
+                connection, worker_id, job_id, lambda _: ENDPOINT, deadline_seconds=100.0
+            )
+        assert claimed is not None
+        put_off(database, claimed, 0.0)
+        ends.append(job_of(database, job_id).expires_at)
+    assert ends[0] == ends[1]
+    assert ends[0] is not None
+    assert 90 < (ends[0] - datetime.now(UTC)).total_seconds() < 110
 
 
 # --- leases ---------------------------------------------------------------------------------------
@@ -445,8 +451,7 @@ def test_where_an_unknown_outcome_is_not_repeated_a_rescue_fails_the_jobs(
     worker_id = enlist(database)
     claimed = claim(database, worker_id, **{batch_id: 2})
     lose(database, worker_id)
-    with database.write() as connection:
-        assert claims.rescue(connection, 3, repeat=False) == 2
+    assert rescue(database, unknown_outcome="fail") == 2
     _all_failed_as_unknown(database, batch_id, claimed)
 
 
@@ -455,13 +460,11 @@ def test_where_an_unknown_outcome_is_not_repeated_jobs_given_back_fail(database:
     worker_id = enlist(database)
     claimed = claim(database, worker_id, **{batch_id: 2})
     keys = [(one.id, one.fence) for one in claimed]
-    with database.write() as connection:
-        stale = [(job_id, fence + 1) for job_id, fence in keys]
-        claims.give_back(connection, worker_id, stale, repeat=False)
-        claims.give_back(connection, "another", keys[:1], repeat=False)
+    stale = [(job_id, fence + 1) for job_id, fence in keys]
+    give_back(database, worker_id, stale, "fail")
+    give_back(database, "another", keys[:1], "fail")
     assert batch_of(database, batch_id).failed == 0
-    with database.write() as connection:
-        claims.give_back(connection, worker_id, keys, repeat=False)
+    give_back(database, worker_id, keys, "fail")
     _all_failed_as_unknown(database, batch_id, claimed)
 
 
@@ -479,16 +482,14 @@ def test_rescue_goes_on_where_its_limit_ended(database: Database) -> None:
     worker_id = enlist(database)
     claim(database, worker_id, **{batch_id: 5})
     lose(database, worker_id)
-    with database.write() as connection:
-        assert [claims.rescue(connection, 3, limit=2) for _ in range(4)] == [2, 2, 1, 0]
+    assert [rescue(database, limit=2) for _ in range(4)] == [2, 2, 1, 0]
 
 
 def test_jobs_given_back_burn_no_attempt_and_their_calls_are_unknown(database: Database) -> None:
     batch_id = submit_batch(database, 2)
     worker_id = enlist(database)
     claimed = claim(database, worker_id, **{batch_id: 2})
-    with database.write() as connection:
-        claims.give_back(connection, worker_id, [(one.id, one.fence) for one in claimed])
+    give_back(database, worker_id, [(one.id, one.fence) for one in claimed])
     for one in claimed:
         found = job_of(database, one.id)
         assert (found.state, found.attempts) == (State.QUEUED, 0)
@@ -506,8 +507,7 @@ def test_a_worker_gives_back_only_what_it_still_holds(database: Database) -> Non
     lose(database, slow)
     rescue(database)
     assert claim_one(database, fast, job_id) is not None
-    with database.write() as connection:
-        claims.give_back(connection, slow, [(late.id, late.fence)])
+    give_back(database, slow, [(late.id, late.fence)])
     row = raw_job(database, job_id)
     assert (row["state"], row["worker_id"], row["attempts"]) == (State.RUNNING, fast, 2)
 
@@ -517,8 +517,7 @@ def test_giving_back_an_answered_job_changes_nothing(database: Database) -> None
     claimed = claim_one(database, worker_id, submit_single(database))
     assert claimed is not None
     put(database, outcome_of(claimed))
-    with database.write() as connection:
-        claims.give_back(connection, worker_id, [(claimed.id, claimed.fence)])
+    give_back(database, worker_id, [(claimed.id, claimed.fence)])
     assert job_of(database, claimed.id).state is State.SUCCEEDED
     assert ledger(database, claimed.id)[0]["state"] == AttemptState.ANSWERED
 
@@ -527,7 +526,7 @@ def test_a_worker_learns_which_jobs_it_still_holds(database: Database) -> None:
     batch_id = submit_batch(database, 3)
     worker_id = enlist(database)
     kept, cancelled, answered = claim(database, worker_id, **{batch_id: 3})
-    cancel(database, job_id=cancelled.id)
+    cancel_job(database, cancelled.id)
     put(database, outcome_of(answered))
     with database.read() as connection:
         assert leases.still_held(connection, worker_id) == {kept.id: kept.fence}

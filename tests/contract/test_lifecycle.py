@@ -17,23 +17,24 @@ from sqlalchemy import select
 from tests.contract.acts import (
     assert_counters_match_rows,
     batch_of,
-    cancel,
+    cancel_batch,
+    cancel_job,
     claim,
     claim_due,
     enlist,
     failure,
+    give_back,
     job_ids,
     lose,
     outcome_of,
     put,
     put_off,
     rescue,
-    retry_failed,
+    run_again,
     submit_batch,
 )
 from worker.jobs.states import TERMINAL, TRANSITIONS, AttemptState, State
 from worker.models import attempt, job
-from worker.store import claims
 from worker.store.claims import Claimed
 from worker.store.engine import Database
 
@@ -89,8 +90,7 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data())
     def give_back(self, data: st.DataObject) -> None:
         worker_id, one = data.draw(st.sampled_from(self.calls))
-        with self.database.write() as connection:
-            claims.give_back(connection, worker_id, [(one.id, one.fence)])
+        give_back(self.database, worker_id, [(one.id, one.fence)])
 
     @rule()
     def worker_dies(self) -> None:
@@ -100,16 +100,16 @@ class Life(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def cancel_one(self, data: st.DataObject) -> None:
-        cancel(self.database, job_id=data.draw(st.sampled_from(self.jobs)))
+        cancel_job(self.database, data.draw(st.sampled_from(self.jobs)))
 
     @rule(really=st.integers(0, 4))
     def cancel_batch(self, really: int) -> None:
         if not really:
-            cancel(self.database, batch_id=self.batch_id)
+            cancel_batch(self.database, self.batch_id)
 
     @rule()
     def retry(self) -> None:
-        retry_failed(self.database, self.batch_id)
+        run_again(self.database, self.batch_id)
         for job_id, row in self._rows().items():
             if row.state == State.QUEUED:
                 self.terminal.pop(job_id, None)
@@ -164,7 +164,7 @@ class Life(RuleBasedStateMachine):
             put(self.database, *(outcome_of(one) for one in taken))
             for row in self._rows().values():
                 if row.state == State.WAITING:
-                    cancel(self.database, job_id=row.id)
+                    cancel_job(self.database, row.id)
             lose(self.database, self.worker_id)
             rescue(self.database, MAX_ATTEMPTS)
             self.worker_id = enlist(self.database)

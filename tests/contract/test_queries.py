@@ -1,7 +1,7 @@
 from tests.contract.acts import (
     ENDPOINT,
     answer,
-    cancel,
+    cancel_job,
     claim,
     claim_due,
     enlist,
@@ -13,7 +13,7 @@ from tests.contract.acts import (
     put,
     put_off,
     rescue,
-    retry_failed,
+    run_again,
     submit_batch,
     submit_single,
 )
@@ -89,7 +89,7 @@ def test_jobs_are_counted_by_state_of_one_batch_and_of_all(database: Database) -
     batch_id = submit_batch(database, 3)
     submit_single(database)
     claim(database, enlist(database), **{batch_id: 1})
-    cancel(database, job_id=job_ids(database, batch_id)[2])
+    cancel_job(database, job_ids(database, batch_id)[2])
     with database.read() as connection:
         assert queries.count_states(connection, batch_id) == {
             State.QUEUED: 1, State.RUNNING: 1, State.CANCELLED: 1,
@@ -147,5 +147,5 @@ def test_a_batch_is_reported_by_one_worker_at_a_time_and_first_once(database: Da
     assert taken(-1.0, 60.0) == [(batch_id, False)], "its end is told"
     assert taken(-1.0, 60.0) == [(batch_id, False)], "and told again, for a while"
     assert taken(-1.0, -60.0) == [], "and then no more"
-    retry_failed(database, batch_id)
+    run_again(database, batch_id)
     assert taken(60.0) == [(batch_id, True)]

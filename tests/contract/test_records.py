@@ -1,3 +1,4 @@
+import traceback
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ from tests.contract.acts import (
     answer,
     assert_counters_match_rows,
     batch_of,
-    cancel,
+    cancel_batch,
+    cancel_job,
     claim,
     claim_due,
     claim_one,
@@ -24,7 +26,7 @@ from tests.contract.acts import (
     put_off,
     raw_job,
     rescue,
-    retry_failed,
+    run_again,
     submit_batch,
     submit_single,
     tokens_of,
@@ -127,7 +129,7 @@ def test_a_late_answer_of_a_batch_touches_neither_the_job_nor_the_counters(
     worker_id = enlist(database)
     (late,) = claim(database, worker_id, **{batch_id: 1})
     if what == "cancelled":
-        cancel(database, job_id=late.id)
+        cancel_job(database, late.id)
     else:
         lose(database, worker_id)
         rescue(database)
@@ -223,7 +225,7 @@ def test_answers_and_a_cancellation_at_once_leave_every_job_counted_once(
         return len(put(database, *(outcome_of(one) for one in group)).job_ids)
 
     acts = [lambda group=claimed[n::3]: tell(group) for n in range(3)]
-    *told, ended = all_at_once(*acts, lambda: cancel(database, batch_id=batch_id))
+    *told, ended = all_at_once(*acts, lambda: cancel_batch(database, batch_id))
     assert sum(told) + ended == 60
     found = batch_of(database, batch_id)
     assert (found.succeeded, found.cancelled) == (sum(told), ended)
@@ -270,6 +272,15 @@ def test_contents_that_no_column_can_hold_are_refused_without_quoting_them(
     assert job_of(database, claimed.id).state is State.RUNNING
 
 
+def test_not_even_the_cause_of_a_refusal_quotes_the_contents(
+    database: Database, claimed: Claimed
+) -> None:
+    secret = "confi" + "dential"  # a traceback quotes our own line, too
+    with pytest.raises(RefusedError) as refusal:
+        put(database, outcome_of(claimed, answer(content=secret, refusal="\ud83d")))
+    assert secret not in "".join(traceback.format_exception(refusal.value))
+
+
 def test_a_nul_is_refused_or_kept_but_never_cuts_a_text(
     database: Database, claimed: Claimed
 ) -> None:
@@ -312,11 +323,11 @@ def test_cancelling_a_batch_ends_what_is_open_and_keeps_what_is_done(database: D
     done, waits, _runs = claim(database, worker_id, **{batch_id: 3})
     put(database, outcome_of(done))
     put_off(database, waits, 3600.0)
-    assert cancel(database, batch_id=batch_id) == 3
+    assert cancel_batch(database, batch_id) == 3
     found = batch_of(database, batch_id)
     assert (found.state, found.succeeded, found.cancelled) == (BatchState.CANCELLED, 1, 3)
     assert found.finished_at is not None
-    assert cancel(database, batch_id=batch_id) == 0
+    assert cancel_batch(database, batch_id) == 0
     assert batch_of(database, batch_id) == found
     assert_counters_match_rows(database, batch_id)
 
@@ -324,21 +335,21 @@ def test_cancelling_a_batch_ends_what_is_open_and_keeps_what_is_done(database: D
 def test_cancelling_one_job_leaves_its_batch_in_progress(database: Database) -> None:
     batch_id = submit_batch(database, 2)
     first, second = job_ids(database, batch_id)
-    assert cancel(database, job_id=first) == 1
+    assert cancel_job(database, first) == 1
     assert batch_of(database, batch_id).state is BatchState.IN_PROGRESS
-    assert cancel(database, job_id=second) == 1
+    assert cancel_job(database, second) == 1
     assert batch_of(database, batch_id).state is BatchState.COMPLETED
     assert_counters_match_rows(database, batch_id)
 
 
 def test_a_finished_job_cannot_be_cancelled(database: Database, claimed: Claimed) -> None:
     put(database, outcome_of(claimed))
-    assert cancel(database, job_id=claimed.id) == 0
+    assert cancel_job(database, claimed.id) == 0
     assert job_of(database, claimed.id).state is State.SUCCEEDED
 
 
 def test_a_single_job_can_be_cancelled_while_it_runs(database: Database, claimed: Claimed) -> None:
-    assert cancel(database, job_id=claimed.id) == 1
+    assert cancel_job(database, claimed.id) == 1
     row = raw_job(database, claimed.id)
     assert (row["state"], row["worker_id"]) == (State.CANCELLED, None)
 
@@ -358,7 +369,7 @@ def test_failed_jobs_run_again_with_a_fresh_count_and_an_unbroken_ledger(
     database: Database,
 ) -> None:
     batch_id, bad = _batch_with_failures(database)
-    assert retry_failed(database, batch_id) == 2
+    assert run_again(database, batch_id) == 2
     found = batch_of(database, batch_id)
     assert (found.state, found.failed, found.finished_at) == (BatchState.IN_PROGRESS, 0, None)
     assert raw_job(database, bad[0].id)["started_at"] is None
@@ -372,7 +383,7 @@ def test_failed_jobs_run_again_with_a_fresh_count_and_an_unbroken_ledger(
 
 def test_a_job_that_runs_again_shows_nothing_of_its_failure(database: Database) -> None:
     batch_id, bad = _batch_with_failures(database)
-    retry_failed(database, batch_id)
+    run_again(database, batch_id)
     row = raw_job(database, bad[0].id)
     for name in ("status", "request_id", "content", "response", "error_code", "total_tokens"):
         assert row[name] is None, name
@@ -383,11 +394,11 @@ def test_a_batch_without_failures_is_left_as_it_is(database: Database) -> None:
     (one,) = claim(database, enlist(database), **{batch_id: 1})
     put(database, outcome_of(one))
     before = batch_of(database, batch_id)
-    assert retry_failed(database, batch_id) == 0
+    assert run_again(database, batch_id) == 0
     assert batch_of(database, batch_id) == before
 
 
 def test_two_retries_at_once_count_each_failure_once(database: Database) -> None:
     batch_id, _ = _batch_with_failures(database)
-    assert sum(all_at_once(*[lambda: retry_failed(database, batch_id)] * 4)) == 2
+    assert sum(all_at_once(*[lambda: run_again(database, batch_id)] * 4)) == 2
     assert_counters_match_rows(database, batch_id)

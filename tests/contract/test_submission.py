@@ -1,26 +1,37 @@
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
+from psycopg import sql
 from sqlalchemy import select, update
 
+from tests.conftest import wait_until
 from tests.contract.acts import (
     all_at_once,
     batch_of,
+    claim,
     count,
+    enlist,
     fill_batch,
     job_ids,
+    lanes,
     new_job,
     raw_job,
     submit_batch,
+    submit_single,
 )
 from worker.batches import CHUNK, MAX_LINE_BYTES, Submitted, read_lines, submit_lines
-from worker.errors import InvalidRequestsError, NotFoundError
+from worker.errors import DatabaseError, InvalidRequestsError, NotFoundError
 from worker.jobs.states import BatchState, State
-from worker.models import batch, file
-from worker.store import queries, submission
+from worker.models import batch, file, job
+from worker.store import queries, schema, submission
 from worker.store.engine import ConflictError, Database
 from worker.store.submission import NewBatch
 
@@ -249,3 +260,151 @@ def test_lines_that_are_too_long_are_read_without_holding_them() -> None:
 
     lengths = [len(one) for one in read_lines(Endless())]  # type: ignore[arg-type]  # reads as a file
     assert lengths == [MAX_LINE_BYTES + 1]
+
+
+def test_counts_of_all_jobs_leave_out_what_is_being_submitted(database: Database) -> None:
+    fill_batch(database, 3)
+    submit_batch(database, 2)
+    submit_single(database)
+    with database.read() as connection:
+        assert queries.count_states(connection) == {State.QUEUED: 3}
+
+
+def test_a_warning_is_told_once_with_how_many_there_were(database: Database) -> None:
+    odd = BODY.replace("gpt-5.1", "unheard-of")
+    submitted = submit_lines(database, [line("a")] + [line(f"id-{n}", odd) for n in range(50)], NEW)
+    assert [(one.first.line, one.first.field, one.count) for one in submitted.warnings] == [
+        (2, "body.model", 50)
+    ]
+
+
+def test_every_line_of_a_wholly_broken_file_is_told_in_order(database: Database) -> None:
+    lines = [b"{}\n" if n % 2 else b"nonsense\n" for n in range(2 * CHUNK + 3)]
+    faults = faults_of(database, lines)
+    told = [int(fault.partition(":")[0].removeprefix("line ")) for fault in faults]
+    assert sorted(set(told)) == list(range(1, len(lines) + 1))
+    assert told == sorted(told)
+    assert_nothing_stored(database)
+
+
+# --- submissions that die -------------------------------------------------------------------------
+
+_SUBMITTER = """
+import sys
+from worker.batches import read_lines, submit_lines
+from worker.store.engine import Database
+from worker.store.submission import NewBatch
+with Database(sys.argv[1]) as database:
+    submit_lines(database, read_lines(sys.stdin.buffer), NewBatch("f", "bulk", 0, "the-key"))
+"""
+
+
+def test_a_killed_submission_is_seen_nowhere_and_the_same_key_works_again(
+    database: Database,
+) -> None:
+    lines = [line(f"id-{n}") for n in range(CHUNK + 500)]
+    url = database.engine.url.render_as_string(hide_password=False)
+    with subprocess.Popen(
+        [sys.executable, "-c", _SUBMITTER, url],
+        stdin=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as submitter:
+        assert submitter.stdin is not None
+        submitter.stdin.write(b"".join(lines))
+        submitter.stdin.flush()  # and more would come
+        wait_until(lambda: count(database, "job") == CHUNK, "the first chunk is stored")
+        submitter.kill()
+    with database.read() as connection:
+        (left,) = connection.scalars(select(batch.c.id)).all()
+        job_id = str(connection.scalar(select(job.c.id).limit(1)))
+        assert queries.count_states(connection) == {}
+        assert queries.list_batches(connection, 10) == []
+        assert queries.get_batch(connection, left) is None
+        assert queries.get_job(connection, job_id) is None
+        assert queries.list_jobs(connection, queries.JobFilter(), 10) == []
+        assert submission.batch_with_key(connection, "the-key") is None
+        assert submission.abandoned_batches(connection) == []  # it may be alive, for all we know
+    with database.write() as connection:
+        assert queries.take_reports(connection, 0, 0) == []  # what Flower is told of
+    assert lanes(database) == []
+    assert claim(database, enlist(database), **{left: 10}) == []
+
+    new = NewBatch("f", "bulk", 0, "the-key")
+    first, again = (submit_lines(database, lines, new) for _ in range(2))
+    assert (first.existed, again.existed, again.batch_id) == (False, True, first.batch_id)
+    with database.write() as connection:
+        long_ago = datetime.now(UTC) - timedelta(hours=7)
+        connection.execute(update(batch).where(batch.c.id == left).values(created_at=long_ago))
+    with database.read() as connection:
+        assert submission.abandoned_batches(connection) == [left]
+    submission.drop_batch(database, left)
+    assert counts(database) == {"job": len(lines), "batch": 1, "file": 1}
+
+
+def counts(database: Database) -> dict[str, int]:
+    return {name: count(database, name) for name in ("job", "batch", "file")}
+
+
+def test_two_who_remove_the_same_remains_remove_them_once(database: Database) -> None:
+    kept, left = submit_batch(database, 2), fill_batch(database, 4_500)
+    all_at_once(*[lambda: submission.drop_batch(database, left)] * 3)
+    assert counts(database) == {"job": 2, "batch": 1, "file": 0}
+    assert len(job_ids(database, kept)) == 2
+
+
+@contextmanager
+def without_room(database: Database) -> Iterator[None]:
+    """As if the disk were full (SQLite), or the server away (PostgreSQL)."""
+    if database.is_sqlite:
+        with database.write() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        try:
+            yield
+        finally:
+            with database.write() as connection:
+                connection.exec_driver_sql("PRAGMA max_page_count = 1073741823")
+        return
+    name, url = database.engine.url.database, database.engine.url.set(drivername="postgresql")
+    elsewhere = url.set(database="postgres").render_as_string(hide_password=False)
+    with psycopg.connect(elsewhere, autocommit=True) as connection:
+        allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+        connection.execute(allow.format(sql.Identifier(str(name)), sql.SQL("false")))
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
+        )
+        try:
+            yield
+        finally:
+            connection.execute(allow.format(sql.Identifier(str(name)), sql.SQL("true")))
+
+
+@pytest.fixture
+def own(empty_url: str) -> Iterator[Database]:
+    """A database of this test's own: it is made to fail."""
+    with Database(empty_url) as database:
+        schema.migrate(database)
+        yield database
+
+
+def test_a_database_lost_half_way_is_told_and_leaves_nothing_to_be_seen(own: Database) -> None:
+    whole = [line(f"id-{n}") for n in range(2 * CHUNK)]
+    new = NewBatch("f", "bulk", 0, "the-key")
+    with ExitStack() as trouble:
+
+        def lines() -> Iterator[bytes]:
+            yield from whole[:CHUNK]
+            yield whole[CHUNK]  # by now the first chunk is stored
+            trouble.enter_context(without_room(own))
+            yield from whole[CHUNK + 1 :]
+
+        with pytest.raises(DatabaseError, match="the database cannot be used: "):
+            submit_lines(own, lines(), new)
+    with own.read() as connection:
+        assert queries.count_states(connection) == {}
+        assert queries.list_batches(connection, 10) == []
+        assert submission.batch_with_key(connection, "the-key") is None
+    assert lanes(own) == []
+    again = submit_lines(own, whole, new)
+    assert (again.total, again.existed) == (2 * CHUNK, False)
+    assert batch_of(own, again.batch_id).state is BatchState.IN_PROGRESS

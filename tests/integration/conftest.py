@@ -11,7 +11,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +21,7 @@ import pytest
 import redis
 
 from tests.conftest import READY_SECONDS, Server, wait_until
+from tests.integration.servers import Broker
 from worker.client import Client
 from worker.jobs.states import State
 from worker.jobs.views import Batch, Job
@@ -31,6 +32,7 @@ from worker.store.engine import Database
 
 KEY: Final = "sk-made-up-key-4c1d"
 BATCH_SECONDS: Final = 60.0
+PROGRAM: Final = ("-m", "worker", "worker")
 
 _numbers = itertools.cycle(range(1, 16))
 
@@ -38,14 +40,16 @@ _numbers = itertools.cycle(range(1, 16))
 class WorkerProcess:
     """One `chatqueue worker`, with its log."""
 
-    def __init__(self, settings: Settings, name: str, folder: Path) -> None:
+    def __init__(
+        self, settings: Settings, name: str, folder: Path, program: Sequence[str] = PROGRAM
+    ) -> None:
         self.log = folder / f"{name}.log"
         lifeline, self._lifeline = os.pipe()
         self._ready, ready = os.pipe()
         options = ["--name", name, "--lifeline-fd", str(lifeline), "--ready-fd", str(ready)]
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "worker", "worker", *options],
+                [sys.executable, *program, *options],
                 env=settings.environment(),
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
@@ -66,6 +70,19 @@ class WorkerProcess:
         """Send it a signal."""
         self.process.send_signal(number)
 
+    def events(self) -> list[dict[str, Any]]:
+        """What it has logged, line by line: all of it is JSON."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def told(self, event: str, **fields: Any) -> list[dict[str, Any]]:
+        """The lines of one event that it has logged."""
+        wanted = {"event": event, **fields}
+        return [one for one in self.events() if wanted.items() <= one.items()]
+
+    def wait_told(self, event: str, seconds: float = READY_SECONDS, **fields: Any) -> None:
+        """Wait until it has logged an event."""
+        wait_until(lambda: self.told(event, **fields), f"{event} {fields}", seconds)
+
     def ended(self, seconds: float = READY_SECONDS) -> int:
         """Wait for its end; return its exit status."""
         return self.process.wait(seconds)
@@ -73,6 +90,7 @@ class WorkerProcess:
     def close(self) -> None:
         """End it: gently, and then not."""
         self.process.terminate()
+        self.process.send_signal(signal.SIGCONT)
         try:
             self.process.wait(15)
         except subprocess.TimeoutExpired:
@@ -109,13 +127,21 @@ class Site:
 
     def start_worker(self, name: str = "worker", **changes: Any) -> WorkerProcess:
         """Start a worker and wait until it consumes."""
-        (worker,) = self.start_workers(name, **changes)
+        worker = self.begin_worker(name, **changes)
+        worker.wait_ready()
+        return worker
+
+    def begin_worker(
+        self, name: str = "worker", program: Sequence[str] = PROGRAM, **changes: Any
+    ) -> WorkerProcess:
+        """Start a worker."""
+        worker = WorkerProcess(self.settings(**changes), name, self.folder, program)
+        self.workers.append(worker)
         return worker
 
     def start_workers(self, *names: str, **changes: Any) -> list[WorkerProcess]:
         """Start workers side by side."""
-        started = [WorkerProcess(self.settings(**changes), name, self.folder) for name in names]
-        self.workers += started
+        started = [self.begin_worker(name, **changes) for name in names]
         for one in started:
             one.wait_ready()
         return started
@@ -175,7 +201,20 @@ def scripted(script: str, text: str = "", **fields: Any) -> str:
     return plain(f"{text or script}", metadata={"simulate": script}, **fields)
 
 
+def traces(workers: Iterable[WorkerProcess]) -> list[dict[str, Any]]:
+    """The lines that hold a stack trace."""
+    return [one for worker in workers for one in worker.events() if "exception" in one]
+
+
 MakeSite = Callable[..., Site]
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    """A broker of this test alone."""
+    made = Broker(tmp_path)
+    yield made
+    made.kill()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 
-from worker.gate.shelf import KEPT_SECONDS, PREFIX, SharedShelf, States
+from worker.gate.shelf import KEPT_SECONDS, SharedShelf, States
 
 THREADS = 8
 ROUNDS = 25
@@ -58,8 +58,8 @@ def test_the_time_is_that_of_the_server_for_all(valkey: str) -> None:
 def test_a_state_that_is_put_down_is_forgotten_after_its_time(valkey: str) -> None:
     SharedShelf(valkey).change(["a"], count_up)
     with client_of(valkey) as client:
-        assert 0 < client.ttl(PREFIX + "a") <= KEPT_SECONDS
-        assert client.get(PREFIX + "a") == b"1"
+        assert 0 < client.ttl("chatqueue:gate:a") <= KEPT_SECONDS
+        assert client.get("chatqueue:gate:a") == b"1"
 
 
 def test_what_is_looked_at_is_not_written(valkey: str) -> None:
@@ -82,7 +82,7 @@ def test_the_number_of_the_database_is_heeded(valkey: str) -> None:
     SharedShelf(f"{valkey}?x=y&virtual_host=3").change(["a"], count_up)
     assert SharedShelf(valkey).change(["a"], look) == [None]
     with client_of(valkey, 3) as client:
-        assert client.get(PREFIX + "a") == b"2"
+        assert client.get("chatqueue:gate:a") == b"2"
 
 
 def test_a_fault_of_the_step_is_the_callers(valkey: str) -> None:
@@ -127,7 +127,7 @@ def test_a_server_that_is_back_is_used_again(valkey: str) -> None:
     shelf = SharedShelf(valkey, away_seconds=0.0)
     with client_of(valkey) as client, capture_logs() as lines:
         assert shelf.change(["a"], count_up) == 1
-        client.set(PREFIX + "a", "7")
+        client.set("chatqueue:gate:a", "7")
         client.config_set("maxclients", 1)
         try:
             # Our own connection is the one that is let in; the shelf's is cut off.

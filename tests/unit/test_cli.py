@@ -25,8 +25,12 @@ from worker.store import pauses
 from worker.store.pauses import Refusal
 
 COMMANDS = (
+    "pause",
+    "settle",
+    "prove",
     *("run", "submit", "ask", "results", "cancel", "retry", "resume", "status"),
     *("jobs", "show", "up", "down", "worker", "flower", "migrate", "simulate", "check"),
+    "purge",
 )
 BODY = {"model": "gpt-5.1", "messages": [{"role": "user", "content": "Hello"}]}
 
@@ -104,6 +108,7 @@ def test_every_command_explains_itself_and_its_options(name: str) -> None:
         "jobs",
         "show",
         "check",
+        "purge",
     ],
 )
 def test_what_a_program_may_read_can_be_had_as_json(name: str) -> None:
@@ -244,7 +249,7 @@ def test_no_stack_is_nothing_to_stop() -> None:
 
 def test_a_submitted_file_is_a_batch_that_is_listed(batch_id: str) -> None:
     first, header, row = printed("status").splitlines()
-    assert first.startswith("3 queued, 0 running, 0 waiting, 0 succeeded")
+    assert first.startswith("3 queued, 0 running, 0 waiting, 0 held, 0 succeeded")
     columns = ["BATCH", "STATE", "DONE", "FAILED", "TOKENS", "CREATED", "NAME"]
     assert header.split("\t") == columns
     shown = dict(zip(columns, row.split("\t"), strict=True))
@@ -258,7 +263,7 @@ def _names(view: type[Any]) -> set[str]:
 
 def test_the_json_of_the_whole_status(batch_id: str) -> None:
     status = json.loads(printed("status", "--json"))
-    assert status.keys() == {"jobs", "unknown_outcomes", "pauses", "batches"}
+    assert status.keys() == {"jobs", "unknown_outcomes", "pauses", "halts", "batches"}
     assert status["jobs"].keys() == {str(state) for state in State}
     (batch,) = status["batches"]
     assert batch["id"] == batch_id
@@ -528,3 +533,54 @@ def test_options_are_taken_from_the_command_line(file: Path) -> None:
 
 def test_a_bad_endpoint_is_told_with_its_reason(file: Path) -> None:
     assert "is not an http(s) URL" in refused("submit", str(file), "--endpoint", "ftp://x")
+
+
+# --- purging --------------------------------------------------------------------------------------
+
+
+def test_a_purge_tells_what_it_removed_and_what_becomes_of_the_file(batch_id: str) -> None:
+    printed("cancel", batch_id)
+    assert printed("purge", "--older-than", "1d").startswith("removed: 0 batches, 0 jobs\n")
+    done = chatqueue("purge", "--older-than", "0s")
+    assert done.stdout == (
+        "removed: 1 batch, 3 jobs\nremoved: 0 calls of the ledger, 0 images, 0 rows of workers\n"
+    )
+    assert done.stderr == "the database's file keeps its size; the space is used again\n"
+    assert refused("status", batch_id) == f"there is no batch '{batch_id}'\n"
+    assert json.loads(printed("purge", "--older-than", "0s", "--json")) == {
+        "batches": 0,
+        "jobs": 0,
+        "calls": 0,
+        "images": 0,
+        "workers": 0,
+    }
+
+
+@pytest.mark.parametrize("text", ["", "30", "-1d", "a month"])
+def test_an_age_that_cannot_be_read_is_refused_with_its_form(text: str) -> None:
+    done = chatqueue("purge", "--older-than", text)
+    assert done.exit_code == frame.BAD_USAGE
+    assert "a whole number and a unit" in " ".join(done.stderr.split())
+
+
+def test_contents_that_were_purged_are_said_to_be_gone(batch_id: str) -> None:
+    printed("cancel", batch_id)
+    told = printed("purge", "--older-than", "0s", "--content-only")
+    assert told.startswith("emptied: 1 batch, 3 jobs\n")
+    (first, *_) = json.loads(printed("jobs", "--batch", batch_id, "--json"))
+    assert first["is_emptied"]
+    assert "removed by 'chatqueue purge'" in printed("show", first["id"])
+
+
+def test_a_run_whose_answers_were_purged_says_so_and_writes_nothing(
+    file: Path, tmp_path: Path
+) -> None:
+    with Client() as client:
+        key = key_of(file, client.settings)
+        submitted = client.submit_file(file, key=key)
+        client.cancel(submitted.batch_id)
+    printed("purge", "--older-than", "0s", "--content-only")
+    words = refused("run", str(file))
+    assert submitted.batch_id in words
+    assert "--fresh runs it again" in words
+    assert not list(tmp_path.glob("*.results.jsonl"))

@@ -162,7 +162,7 @@ def test_a_file_is_a_batch_of_its_name(client: Client, tmp_path: Path) -> None:
     submitted = client.submit_file(path)
     assert (submitted.total, submitted.existed) == (2, False)
     assert client.batch(submitted.batch_id).name == "in.jsonl"
-    assert [warning.line for warning in submitted.warnings] == [3]
+    assert [(one.first.line, one.count) for one in submitted.warnings] == [(3, 1)]
 
 
 @pytest.mark.parametrize("name", ["get", "batch", "cancel", "retry", "wait", "wait_batch"])

@@ -1,11 +1,14 @@
 import inspect
 import pickle
 import re
+import tracemalloc
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from worker import errors
-from worker.errors import ChatqueueError, Fault, InvalidRequestsError, SettingsError
+from worker.errors import ChatqueueError, Fault, Faults, InvalidRequestsError, SettingsError
 
 TREE = {
     name: found
@@ -49,6 +52,31 @@ def test_refused_requests_list_every_fault_with_its_file() -> None:
     error = InvalidRequestsError([Fault(1, "a", "x"), Fault(2, "", "y")], "in.jsonl")
     assert str(error).splitlines() == ["in.jsonl: line 1: a: x", "in.jsonl: line 2: y"]
     assert len(error.faults) == 2
+
+
+def test_a_refusal_survives_the_way_between_processes() -> None:
+    error = InvalidRequestsError(Faults([Fault(1, "a", "x"), Fault(9, "a", "x")]), "in.jsonl")
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301  # our own bytes
+    assert (str(again), list(again.faults)) == (str(error), list(error.faults))
+
+
+@given(st.lists(st.builds(Fault, st.integers(0, 9), st.sampled_from("ab"), st.sampled_from("xy"))))
+def test_faults_are_kept_as_they_came(faults: list[Fault]) -> None:
+    kept = Faults(faults)
+    assert list(kept) == faults
+    assert kept[-1:] == faults[-1:]
+    assert len(kept) == len(faults)
+
+
+def test_a_million_faults_of_one_kind_are_kept_in_little_memory() -> None:
+    tracemalloc.start()
+    try:
+        kept = Faults(Fault(line, "body", "is missing") for line in range(1_000_000))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 20_000_000
+    assert kept[999_999] == Fault(999_999, "body", "is missing")
 
 
 def test_wrong_settings_are_listed_all_at_once() -> None:

@@ -25,7 +25,11 @@ def test_the_lines_options_win_key_by_key(given: dict[str, Any], expected: JobOp
 @pytest.mark.parametrize(
     ("given", "field", "words"),
     [
-        ([], "", "must be an object of options (endpoints and reasks), is a list of 0"),
+        (
+            [],
+            "",
+            "an object of options (endpoints, reasks, expires, unknown_outcome), is a list of 0",
+        ),
         (None, "", "is null"),
         ({"reasks": 11}, "reasks", "a whole number between 0 and 10, is 11"),
         ({"reasks": -1}, "reasks", "is -1"),
@@ -42,7 +46,11 @@ def test_the_lines_options_win_key_by_key(given: dict[str, Any], expected: JobOp
         ({"endpoints": ["https://x?y=1"]}, "endpoints", "no query"),
         ({"endpoints": ["https://x#y"]}, "endpoints", "no query, fragment"),
         ({"endpoints": ["https://u:p@x"]}, "endpoints", "or user name"),
-        ({"priority": 1}, "priority", "is no option of a job; there are endpoints and reasks"),
+        (
+            {"priority": 1},
+            "priority",
+            "is no option of a job; there are endpoints, reasks, expires, unknown_outcome",
+        ),
     ],
 )
 def test_a_bad_option_is_named_with_what_was_expected(given: Any, field: str, words: str) -> None:

@@ -6,7 +6,7 @@ from worker.execution.outage import Outage
 
 
 def test_an_outage_is_one_line_when_it_begins_and_one_when_it_ends() -> None:
-    outage = Outage("database")
+    outage = Outage("database", quiet_seconds=0)
     with capture_logs() as lines:
         outage.over()
         for _ in range(3):
@@ -22,12 +22,21 @@ def test_an_outage_is_one_line_when_it_begins_and_one_when_it_ends() -> None:
 
 
 def test_a_second_outage_is_told_again() -> None:
-    outage = Outage("broker")
+    outage = Outage("broker", quiet_seconds=0)
     with capture_logs() as lines:
         for _ in range(2):
             outage.note(OSError())
             outage.over()
     assert [one["event"] for one in lines] == ["lost", "back"] * 2
+
+
+def test_what_fails_again_and_again_is_one_outage_though_something_succeeds_in_between() -> None:
+    outage = Outage("database", quiet_seconds=600)
+    with capture_logs() as lines:
+        for _ in range(3):
+            outage.note(OSError("full"))
+            outage.over()
+    assert [one["event"] for one in lines] == ["lost"]
 
 
 def test_threads_that_meet_the_same_outage_tell_it_once() -> None:

@@ -33,7 +33,7 @@ class Bench:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.outage = Outage("database")
+        self.outage = Outage("database", quiet_seconds=0)
         self.recorder = Recorder(database, self.outage)
         self.worker_id = enlist(database)
 
@@ -165,20 +165,24 @@ def test_closing_writes_what_is_left(bench: Bench) -> None:
     assert bench.run(act) == [True] * 3
 
 
-def test_closing_during_an_outage_gives_up_aloud(bench: Bench) -> None:
-    (one,) = bench.claimed(1)
+def test_during_an_outage_it_gives_up_aloud_when_told_to(bench: Bench) -> None:
+    one, another = bench.claimed(2)
 
     async def act() -> list[bool]:
         bench.put_away()
         recording = asyncio.create_task(bench.recorder.record(outcome_of(one)))
         await asyncio.sleep(0)
-        await asyncio.to_thread(bench.recorder.close)
-        return [await recording]
+        bench.recorder.give_up()
+        later = asyncio.create_task(bench.recorder.record(outcome_of(another)))
+        taken = [await recording, await later]
+        assert await asyncio.to_thread(bench.recorder.close)
+        return taken
 
     with capture_logs() as lines:
-        assert bench.run(act) == [False]
-    (lost,) = [line for line in lines if line["event"] == "answers_lost"]
-    assert (lost["log_level"], lost["jobs"]) == ("critical", [one.id])
+        assert bench.run(act) == [False, False]
+    lost = [line for line in lines if line["event"] == "answers_lost"]
+    assert [line["jobs"] for line in lost] == [[one.id], [another.id]]
+    assert {line["log_level"] for line in lost} == {"critical"}
     bench.bring_back()
     assert job_of(bench.database, one.id).state is State.RUNNING
     assert "recorder" not in [thread.name for thread in threading.enumerate()]

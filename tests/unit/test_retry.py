@@ -11,13 +11,14 @@ from worker.retry import (
     MOST_CALLS_SPARED,
     Decision,
     GiveUp,
+    Hold,
     RetryPolicy,
     Standing,
     TryAgain,
     backoff,
     decide,
 )
-from worker.settings import Settings
+from worker.settings import Settings, UnknownOutcome
 
 POLICY = RetryPolicy(max_attempts=4, backoff_base_seconds=1.0, backoff_cap_seconds=8.0)
 
@@ -208,7 +209,7 @@ def test_only_pauses_and_rate_limits_can_go_on_for_ever(failed: Failure, chance:
     for _ in range(MOST_CALLS_SPARED + POLICY.max_attempts + 1):
         attempts, calls = attempts + 1, calls + 1
         decision = decide(failed, Standing(attempts, calls, 2), POLICY, Dice(chance))
-        if isinstance(decision, GiveUp):
+        if not isinstance(decision, TryAgain):
             return
         attempts -= not decision.burns_attempt
     assert failed.is_rate_limit or failed.error_class is PAUSE
@@ -231,46 +232,14 @@ def test_no_other_failure_is_asked_for_again() -> None:
     assert decide(failure(PERMANENT), standing, POLICY, Dice(0.0)) == GiveUp()
 
 
-# --- deadlines, and calls that may have been billed -----------------------------------------------
-
-
-def aged(seconds: float) -> Standing:
-    return Standing(attempts=1, calls=1, endpoints=1, age_seconds=seconds)
-
-
-@pytest.mark.parametrize(
-    ("failed", "age", "ends"),
-    [
-        (failure(RETRY), 58.9, False),
-        (failure(RETRY), 59.0, True),
-        (failure(DIVERT), 59.5, True),
-        (failure(RETRY, 600.0, status=429), 1.0, True),
-        (failure(PAUSE), 61.0, True),
-        (failure(PAUSE), 59.0, False),
-    ],
-)
-def test_no_try_is_begun_after_a_jobs_deadline(failed: Failure, age: float, ends: bool) -> None:
-    policy = replace(POLICY, deadline_seconds=60.0)
-    decision = decide(failed, aged(age), policy, Dice(0.0))
-    assert isinstance(decision, GiveUp) == ends
-    if isinstance(decision, GiveUp):
-        assert "deadline of 60 s" in decision.reason
-
-
-def test_a_deadline_does_not_stand_in_for_what_ended_the_job_itself() -> None:
-    policy = replace(POLICY, deadline_seconds=60.0)
-    assert decide(failure(PERMANENT), aged(99.0), policy, Dice(0.0)) == GiveUp()
-
-
-def test_without_a_deadline_a_job_may_grow_old() -> None:
-    assert decide(failure(RETRY), aged(1e9), POLICY, Dice(0.0)) == TryAgain(1.0)
+# --- calls that may have been billed --------------------------------------------------------------
 
 
 @given(failures, standings, chances)
 def test_what_may_have_been_billed_is_not_called_again_where_that_is_forbidden(
     failed: Failure, standing: Standing, chance: float
 ) -> None:
-    policy = replace(POLICY, repeats_unknown=False)
+    policy = replace(POLICY, unknown_outcome=UnknownOutcome.FAIL)
     decision = decide(replace(failed, maybe_billed=True), standing, policy, Dice(chance))
     assert isinstance(decision, GiveUp)
     assert "may have been billed" in decision.reason
@@ -278,19 +247,52 @@ def test_what_may_have_been_billed_is_not_called_again_where_that_is_forbidden(
     assert known == decide(failed, standing, POLICY, Dice(chance))
 
 
+@given(failures, standings, chances)
+def test_what_may_have_been_billed_is_held_where_it_would_be_called_again(
+    failed: Failure, standing: Standing, chance: float
+) -> None:
+    policy = replace(POLICY, unknown_outcome=UnknownOutcome.HOLD)
+    unknown = replace(failed, maybe_billed=True)
+    otherwise = decide(unknown, standing, POLICY, Dice(chance))
+    held = decide(unknown, standing, policy, Dice(chance))
+    assert held == (Hold() if isinstance(otherwise, TryAgain) else otherwise)
+    known = decide(failed, standing, policy, Dice(chance))
+    assert known == decide(failed, standing, POLICY, Dice(chance))
+
+
+@pytest.mark.parametrize(
+    ("own", "decision"),
+    [
+        (UnknownOutcome.RETRY, TryAgain),
+        (UnknownOutcome.HOLD, Hold),
+        (UnknownOutcome.FAIL, GiveUp),
+        (None, Hold),
+    ],
+)
+def test_a_jobs_own_policy_for_unknown_outcomes_goes_first(
+    own: UnknownOutcome | None, decision: type
+) -> None:
+    policy = replace(POLICY, unknown_outcome=UnknownOutcome.HOLD)
+    standing = Standing(attempts=1, calls=1, endpoints=1, unknown_outcome=own)
+    unknown = replace(failure(RETRY), maybe_billed=True)
+    assert isinstance(decide(unknown, standing, policy, Dice(0.0)), decision)
+
+
 def test_the_policy_is_what_the_settings_say() -> None:
     settings = Settings.load(
-        max_attempts=3, backoff_base_seconds=0.1, backoff_cap_seconds=2, job_deadline_seconds=60,
+        max_attempts=3, backoff_base_seconds=0.1, backoff_cap_seconds=2,
         unknown_outcome="fail",
     )  # fmt: skip
-    assert RetryPolicy.of(settings) == RetryPolicy(3, 0.1, 2.0, 60.0, repeats_unknown=False)
+    assert RetryPolicy.of(settings) == RetryPolicy(3, 0.1, 2.0, UnknownOutcome.FAIL)
     assert RetryPolicy.of(Settings.load()) == RetryPolicy()
 
 
 @given(st.integers(1, 10_000), chances)
-def test_backoff_doubles_up_to_its_cap_and_loses_at_most_half(attempts: int, chance: float) -> None:
+def test_backoff_doubles_up_to_its_cap_and_loses_at_most_a_quarter(
+    attempts: int, chance: float
+) -> None:
     full = min(2.0 ** min(attempts - 1, 60), 8.0)
-    assert full / 2 <= backoff(attempts, POLICY, Dice(chance)) <= full
+    assert full * 0.75 <= backoff(attempts, POLICY, Dice(chance)) <= full
 
 
 def test_many_failures_at_once_do_not_come_back_at_once() -> None:
@@ -299,3 +301,10 @@ def test_many_failures_at_once_do_not_come_back_at_once() -> None:
     delays = [decide(told, stands(), POLICY, rng) for _ in range(200)]
     seconds = [one.delay_seconds for one in delays if isinstance(one, TryAgain)]
     assert max(seconds) - min(seconds) > 5.0
+
+
+def test_each_wait_is_longer_than_the_one_before_whatever_the_dice_say() -> None:
+    for attempts in range(1, 4):
+        assert backoff(attempts + 1, POLICY, Dice(1.0)) >= 1.5 * backoff(
+            attempts, POLICY, Dice(0.0)
+        )

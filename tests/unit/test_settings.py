@@ -297,3 +297,20 @@ def test_limits_are_shared_through_redis_only() -> None:
     (fault,) = error.value.faults
     assert fault.startswith("CHATQUEUE_LIMITS_URL: 'amqp' is no Redis")
     assert "hidden-word" not in fault
+
+
+def test_what_is_not_set_is_kept_from_a_child_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATQUEUE_LIMITS_URL", BROKER)
+    monkeypatch.setenv("OTHER", "kept")
+    child = Settings.load(limits_url=None).environment()
+    assert "CHATQUEUE_LIMITS_URL" not in child
+    assert child["OTHER"] == "kept"
+
+
+def test_settings_apart_take_nothing_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("CHATQUEUE_MAX_ATTEMPTS=4\n")
+    monkeypatch.setenv("CHATQUEUE_BROKER_URL", BROKER)
+    found = Settings.apart(workers=3)
+    assert (found.workers, found.max_attempts, found.broker_url) == (3, 6, None)

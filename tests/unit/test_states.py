@@ -21,9 +21,14 @@ def test_out_of_another_end_leads_only_a_new_beginning(state: State) -> None:
     assert TRANSITIONS[state] == {State.QUEUED}
 
 
-def test_only_a_running_job_can_succeed_fail_or_wait() -> None:
-    for target in (State.SUCCEEDED, State.FAILED, State.WAITING):
+def test_only_a_running_job_can_succeed_or_wait_or_be_held() -> None:
+    for target in (State.SUCCEEDED, State.WAITING, State.HELD):
         assert [one for one in State if target in TRANSITIONS[one]] == [State.RUNNING]
+
+
+def test_a_job_fails_with_a_call_or_because_a_person_gives_it_up() -> None:
+    failing = {one for one in State if State.FAILED in TRANSITIONS[one]}
+    assert failing == {State.RUNNING, State.HELD}
 
 
 @pytest.mark.parametrize("state", sorted(OPEN))

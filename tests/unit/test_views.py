@@ -34,9 +34,9 @@ def test_a_job_is_finished_in_a_terminal_state(state: State) -> None:
     assert fill(Job, state=state, tool_calls=()).is_finished == (state in TERMINAL)
 
 
-def test_a_batch_is_finished_when_it_is_completed_or_cancelled() -> None:
+def test_a_batch_is_finished_when_it_is_completed_or_cancelled_or_expired() -> None:
     finished = {one for one in BatchState if fill(Batch, state=one).is_finished}
-    assert finished == {BatchState.COMPLETED, BatchState.CANCELLED}
+    assert finished == {BatchState.COMPLETED, BatchState.CANCELLED, BatchState.EXPIRED}
 
 
 def test_done_counts_every_end() -> None:

@@ -1,5 +1,6 @@
 """What every command shares: its settings, its client, and how it ends."""
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from worker.cli import render
 from worker.client import Client
 from worker.errors import ChatqueueError, InvalidRequestsError
 from worker.settings import Settings
+from worker.telemetry import logs
 
 SUCCEEDED: Final = 0
 JOBS_FAILED: Final = 1
@@ -31,7 +33,8 @@ def command(app: typer.Typer, **options: Any) -> Callable[[Callable[P, R]], Call
             try:
                 return function(*args, **kwargs)
             except InvalidRequestsError as error:
-                render.fail(str(error))
+                for line in error.lines():
+                    render.fail(line)
                 count = len(error.faults)
                 render.fail(f"{count} fault{'s' if count > 1 else ''}; nothing was enqueued")
             except ChatqueueError as error:
@@ -51,7 +54,10 @@ def command(app: typer.Typer, **options: Any) -> Callable[[Callable[P, R]], Call
 @contextmanager
 def client(settings: Settings | None = None) -> Iterator[Client]:
     """A client for the time of a command."""
-    with Client(settings or Settings.load()) as opened:
+    settings = settings or Settings.load()
+    # Left alone, a warning of ours would be printed among what the command prints.
+    logs.configure(settings.log_format, logging.WARNING)
+    with Client(settings) as opened:
         yield opened
 
 

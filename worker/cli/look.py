@@ -66,6 +66,7 @@ def _status_of_all(client: Client, limit: int, *, as_json: bool) -> None:
     counts = client.count()
     unknown = client.unknown_outcomes()
     pauses = client.pauses()
+    halts = client.halted_queues()
     found = client.batches(limit)
     if as_json:
         render.print_json(
@@ -73,6 +74,7 @@ def _status_of_all(client: Client, limit: int, *, as_json: bool) -> None:
                 "jobs": {str(state): counts.get(state, 0) for state in State},
                 "unknown_outcomes": unknown,
                 "pauses": [views.as_json(one) for one in pauses],
+                "halts": [views.as_json(one) for one in halts],
                 "batches": [render.batch_json(one) for one in found],
             }
         )
@@ -80,6 +82,8 @@ def _status_of_all(client: Client, limit: int, *, as_json: bool) -> None:
     render.say(", ".join(f"{counts.get(state, 0)} {state}" for state in State))
     if unknown:
         render.warn(f"{unknown} calls of unknown outcome: they may have been billed")
+    render.held(counts.get(State.HELD, 0))
+    render.halts(halts)
     render.pauses(pauses)
     if found:
         render.batches(found)
@@ -103,9 +107,11 @@ def _status_of_batch(client: Client, batch_id: str, *, as_json: bool) -> None:
         render.print_json(render.batch_json(batch) | extra)
         return
     if not batch.is_finished:
+        render.halts(client.halted_queues())
         render.pauses(client.pauses())
     render.batches([batch])
     render.summary(batch, counts, unknown)
+    render.held(counts.get(State.HELD, 0), batch_id)
     for group in failures:
         render.say(f"  {group.state}: {group.count} x {group.code}: {group.message}")
 
@@ -136,9 +142,10 @@ def _facts(job: Job) -> dict[str, Any]:
         "created": render.when(job.created_at),
         "finished": render.when(job.finished_at),
         "due": render.when(job.due_at),
+        "expires": render.when(job.expires_at),
         "finish_reason": job.finish_reason,
         "error": f"{job.error_code}: {job.error_message}" if job.error_code else None,
-        "content": job.content,
+        "content": "removed by 'chatqueue purge'" if job.is_emptied else job.content,
         "reasoning": job.reasoning_content,
         "refusal": job.refusal,
     }

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from worker.jobs.states import State
 from worker.jobs.views import Attempt, Batch, Job, as_json
+from worker.store.halts import Halt
 from worker.store.pauses import Pause
 from worker.telemetry.flower import short_count
 
@@ -38,6 +39,8 @@ _COLOURS: Final = {
     "cancelled": "yellow",
     "cancelling": "yellow",
     "waiting": "yellow",
+    "held": "magenta",
+    "paused": "yellow",
     "running": "cyan",
     "in_progress": "cyan",
     "unknown": "magenta",
@@ -74,14 +77,40 @@ def pauses(found: Sequence[Pause]) -> None:
         )
 
 
+def halts(found: Sequence[Halt]) -> None:
+    """Warn of the queues that a person has paused."""
+    for one in found:
+        warn(
+            f"queue {one.queue} is paused since {when(one.since)}: 'chatqueue resume {one.queue}' "
+            "lets it go on"
+        )
+
+
+def held(count: int, ident: str = "ID") -> None:
+    """Warn of jobs that a person must decide on."""
+    if count:
+        warn(
+            f"{count} jobs are held: their calls may have been billed and brought no answer; "
+            f"'chatqueue settle {ident} --again' calls again, '--fail' gives them up"
+        )
+
+
 def fail(text: str) -> None:
     """Print an error."""
-    err.print(Text(text, style="red"))
+    if err.is_terminal:
+        err.print(Text(text, style="red"))
+    else:
+        sys.stderr.write(f"{text}\n")  # there may be a million of them
 
 
 def state_text(state: str) -> Text:
     """A state in its colour."""
     return Text(state, style=_COLOURS.get(state, ""))
+
+
+def mark(*, holds: bool) -> Text:
+    """Whether a promise held."""
+    return Text("ok", style="green") if holds else Text("BREACH", style="bold red")
 
 
 def when(moment: datetime | None) -> str:
@@ -109,7 +138,7 @@ def batches(found: Sequence[Batch]) -> None:
     rows = [
         (
             batch.id,
-            state_text(batch.state),
+            state_text("paused" if batch.halted_at else batch.state),
             f"{batch.done}/{batch.total}",
             str(batch.failed + batch.expired),
             short_count(batch.prompt_tokens + batch.completion_tokens),
@@ -184,11 +213,13 @@ def batch_json(batch: Batch) -> dict[str, Any]:
 def summary(batch: Batch, counts: Mapping[State, int], unknown: int) -> None:
     """Print what a batch came to."""
     waiting = sum(counts.get(state, 0) for state in (State.QUEUED, State.RUNNING, State.WAITING))
+    held_now = counts.get(State.HELD, 0)
     line = Text.assemble(
         (f"{batch.succeeded} succeeded", "green"),
         ", ",
         (f"{batch.failed + batch.expired} failed", "red" if batch.failed else ""),
         f", {waiting} waiting",
+        f", {held_now} held" if held_now else "",
         f", {batch.cancelled} cancelled" if batch.cancelled else "",
     )
     out.print(line)

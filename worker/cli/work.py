@@ -1,4 +1,4 @@
-"""Commands that hand in work, bring back answers, and let work go on or end."""
+"""Commands that hand in work and bring back answers."""
 
 import hashlib
 import sys
@@ -16,14 +16,15 @@ from worker import stack
 from worker.batches import Submitted, Written, content_hash, stream_results, write_results
 from worker.cli import frame, render
 from worker.client import Client
-from worker.errors import Fault, InvalidRequestsError
+from worker.errors import Fault, InvalidRequestsError, NotFoundError
 from worker.images import ImageFolder, read_image
 from worker.jobs import views
+from worker.jobs.durations import parse_duration
 from worker.jobs.images import ImageError, data_url
 from worker.jobs.options import MAX_REASKS, JobOptions
 from worker.jobs.states import State
 from worker.jobs.views import Batch
-from worker.settings import Settings, base_url
+from worker.settings import Settings, UnknownOutcome, base_url
 from worker.store import submission
 from worker.store.submission import NewBatch
 from worker.telemetry.flower import eta_text, held_text, row_text
@@ -50,6 +51,13 @@ def _base_urls(urls: list[str] | None) -> list[str]:
         raise typer.BadParameter(str(error)) from None
 
 
+def _seconds(text: str) -> float:
+    try:
+        return parse_duration(text).total_seconds()
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 Images = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Folder of the images that requests name by their paths."),
@@ -60,6 +68,21 @@ Endpoint = Annotated[
         metavar="URL",
         callback=_base_urls,
         help="Where to send these jobs, in place of the settings; may be repeated.",
+    ),
+]
+Expires = Annotated[
+    float | None,
+    typer.Option(
+        metavar="DURATION",
+        parser=_seconds,
+        help="Begin no call for them after so long, such as 24h: they expire.",
+    ),
+]
+OnUnknown = Annotated[
+    UnknownOutcome | None,
+    typer.Option(
+        "--unknown-outcome",
+        help="What becomes of a job whose call may have been billed and brought no answer.",
     ),
 ]
 Reasks = Annotated[
@@ -74,7 +97,7 @@ Reasks = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for function in (run, submit, ask, results, cancel, retry, resume):
+    for function in (run, submit, ask, results):
         frame.command(app)(function)
 
 
@@ -86,6 +109,8 @@ def run(
     priority: Priority = 0,
     endpoint: Endpoint = None,
     reasks: Reasks = 0,
+    expires: Expires = None,
+    unknown_outcome: OnUnknown = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Run everything again, though it was run before.")
     ] = False,
@@ -97,7 +122,8 @@ def run(
     up. Interrupted, the same command goes on where it stopped; nothing is paid for twice.
     """
     settings = Settings.load()
-    work = _Work(file, priority, JobOptions(tuple(endpoint or ()), reasks), images)
+    options = JobOptions(tuple(endpoint or ()), reasks, expires, unknown_outcome)
+    work = _Work(file, priority, options, images)
     with frame.client(settings) as client:
         submitted = _submit_again(client, settings, work, fresh=fresh)
         _show_warnings(submitted)
@@ -108,7 +134,7 @@ def run(
             sys.exit(frame.INTERRUPTED)
         written = _write(client, batch.id, *_places(file, out, errors))
         _summarize(client, batch, written, as_json=as_json)
-    frame.leave(frame.JOBS_FAILED if batch.done > batch.succeeded else frame.SUCCEEDED)
+    frame.leave(frame.JOBS_FAILED if batch.total > batch.succeeded else frame.SUCCEEDED)
 
 
 def submit(
@@ -117,13 +143,16 @@ def submit(
     priority: Priority = 0,
     endpoint: Endpoint = None,
     reasks: Reasks = 0,
+    expires: Expires = None,
+    unknown_outcome: OnUnknown = None,
     key: Annotated[
         str | None, typer.Option(help="Submitting under the same key again enqueues nothing.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Enqueue a file of requests and print the batch's id."""
-    work = _Work(file, priority, JobOptions(tuple(endpoint or ()), reasks), images)
+    options = JobOptions(tuple(endpoint or ()), reasks, expires, unknown_outcome)
+    work = _Work(file, priority, options, images)
     with frame.client() as client:
         submitted = _submit(client, work, key)
         _show_warnings(submitted)
@@ -145,12 +174,14 @@ def ask(
     ] = None,
     endpoint: Endpoint = None,
     reasks: Reasks = 0,
+    expires: Expires = None,
+    unknown_outcome: OnUnknown = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask one question, wait, and print the answer."""
     question = sys.stdin.read() if text == STDIN else text
     body = _question(question, model, system, image or [], max_tokens)
-    options = JobOptions(tuple(endpoint or ()), reasks)
+    options = JobOptions(tuple(endpoint or ()), reasks, expires, unknown_outcome)
     with (
         _stack(Settings.load(), workers=1, flower=False) as (connected, _),
         frame.client(connected) as client,
@@ -185,42 +216,6 @@ def results(
         elif not found.is_finished:
             render.note(f"not complete yet: {found.done} of {found.total}")
     frame.leave(frame.JOBS_FAILED if written.failed else frame.SUCCEEDED)
-
-
-def cancel(
-    ident: Annotated[str, typer.Argument(metavar="ID", help="A job or a batch.")],
-    as_json: AsJson = False,
-) -> None:
-    """Cancel a job, or all that is still open of a batch."""
-    with frame.client() as client:
-        count = client.cancel(ident)
-    if as_json:
-        render.print_json({"id": ident, "cancelled": count})
-    else:
-        render.say(f"{count} job{'' if count == 1 else 's'} cancelled")
-
-
-def retry(
-    batch: Annotated[str, typer.Argument(metavar="BATCH")],
-    as_json: AsJson = False,
-) -> None:
-    """Run a batch's failed jobs again."""
-    with frame.client() as client:
-        count = client.retry(batch)
-    if as_json:
-        render.print_json({"id": batch, "retried": count})
-    else:
-        render.say(f"{count} job{'' if count == 1 else 's'} back in the queue")
-
-
-def resume(as_json: AsJson = False) -> None:
-    """Use paused keys again at once: the balance is filled up, or the key is good again."""
-    with frame.client() as client:
-        count = client.resume()
-    if as_json:
-        render.print_json({"resumed": count})
-    else:
-        render.say(f"{count} pause{'' if count == 1 else 's'} ended")
 
 
 # --- the embedded stack -------------------------------------------------------------------------
@@ -276,6 +271,11 @@ def _submit_again(client: Client, settings: Settings, work: _Work, *, fresh: boo
     submitted = _submit(client, work, key)
     if submitted.existed:
         batch = client.batch(submitted.batch_id)
+        if client.is_emptied(batch.id):
+            raise NotFoundError(
+                f"{work.file} was run before, and 'chatqueue purge --content-only' has removed its "
+                f"answers ({batch.id}): --fresh runs it again, and pays for it again"
+            )
         if batch.is_finished:
             render.note("this file was run before: no call is made (--fresh runs it again)")
         else:
@@ -297,6 +297,10 @@ def _run_key(work: _Work, settings: Settings) -> str:
     parts += [f"endpoint {url}" for url in work.options.endpoints]
     if work.options.reasks:
         parts.append(f"reasks {work.options.reasks}")
+    if work.options.expires_seconds is not None:
+        parts.append(f"expires {work.options.expires_seconds:g}")
+    if work.options.unknown_outcome is not None:
+        parts.append(f"unknown outcome {work.options.unknown_outcome}")
     if work.images is not None:
         parts.append(f"images {ImageFolder(work.images).fingerprint()}")
     digest = hashlib.sha256("\n".join(parts).encode())
@@ -304,11 +308,9 @@ def _run_key(work: _Work, settings: Settings) -> str:
 
 
 def _show_warnings(submitted: Submitted) -> None:
-    shown: set[str] = set()
-    for warning in submitted.warnings:
-        if warning.message not in shown:
-            render.warn(str(warning))
-        shown.add(warning.message)
+    for one in submitted.warnings:
+        more = f" (and {one.count - 1} more like it)" if one.count > 1 else ""
+        render.warn(f"{one.first}{more}")
 
 
 def _question(
@@ -354,7 +356,7 @@ def _wait(client: Client, batch: Batch, check: Callable[[], None]) -> Batch:
         pause = POLL_SECONDS if bar.is_live else PLAIN_EVERY_SECONDS
         shown = 0.0
         paused: set[str] = set()
-        while not batch.is_finished:
+        while not batch.is_finished and not _waits_for_a_person(client, batch):
             if time.monotonic() - shown >= pause:
                 held = client.pauses()
                 render.pauses([one for one in held if one.key not in paused])
@@ -367,6 +369,12 @@ def _wait(client: Client, batch: Batch, check: Callable[[], None]) -> Batch:
             batch = client.batch(batch.id)
         bar.show(batch, _progress_text(batch, live=bar.is_live))
     return batch
+
+
+def _waits_for_a_person(client: Client, batch: Batch) -> bool:
+    """Whether nothing is left of a batch but jobs that are held for a decision."""
+    left = batch.total - batch.done
+    return left > 0 and client.held(batch.id) == left
 
 
 def _progress_text(batch: Batch, *, live: bool, held: str = "") -> str:
@@ -402,6 +410,7 @@ def _summarize(client: Client, batch: Batch, written: Written, *, as_json: bool)
         render.print_json(render.batch_json(batch) | extra)
         return
     render.summary(batch, client.count(batch.id), unknown)
+    render.held(client.held(batch.id), batch.id)
     if written.results:
         render.say(f"results: {written.results}")
     if written.errors:

@@ -26,27 +26,27 @@ class Call:
     @property
     def key(self) -> tuple[str, int]:
         """What its row in the ledger is found by: the job's id, and the fence."""
-        return self.assignment.claimed.id, self.assignment.claimed.fence
+        return self.assignment.key
 
 
 @dataclass(slots=True)
 class Board:
-    """The calls in flight, by job id; and how many of each lane, and to each target."""
+    """The calls in flight, by job id and fence; and how many of each lane, and to each target."""
 
-    calls: dict[str, Call] = field(default_factory=dict)
+    calls: dict[tuple[str, int], Call] = field(default_factory=dict)
     by_lane: Counter[str] = field(default_factory=Counter)
     by_target: Counter[Target] = field(default_factory=Counter)
 
     def add(self, call: Call) -> None:
         """Put a call on the board."""
         assignment = call.assignment
-        self.calls[assignment.claimed.id] = call
+        self.calls[call.key] = call
         self.by_lane[assignment.claimed.lane_id] += 1
         self.by_target[assignment.target] += 1
 
     def remove(self, assignment: Assignment) -> None:
-        """Take it off."""
-        if self.calls.pop(assignment.claimed.id, None) is not None:
+        """Take it off, if it is still there."""
+        if self.calls.pop(assignment.key, None) is not None:
             self.by_lane[assignment.claimed.lane_id] -= 1
             self.by_target[assignment.target] -= 1
 

@@ -64,14 +64,22 @@ class _Plan:
 class Dispatch:
     """Claims jobs for one worker."""
 
-    def __init__(
-        self, database: Database, worker_id: str, gate: Gate, routes: Routes, board: Board
+    def __init__(  # noqa: PLR0913  # what a claim is composed of
+        self,
+        database: Database,
+        worker_id: str,
+        gate: Gate,
+        routes: Routes,
+        board: Board,
+        *,
+        deadline_seconds: float = 0.0,
     ) -> None:
         self._database = database
         self._worker_id = worker_id
         self._gate = gate
         self._routes = routes
         self._board = board
+        self._deadline_seconds = deadline_seconds
 
     def claim(self, places: int) -> Haul:
         """Claim up to so many jobs, due ones and fair shares first. Raises DatabaseError."""
@@ -209,9 +217,12 @@ class Dispatch:
                 leave.count,
                 to,
                 fresh_first=leave.fresh_first,
+                deadline_seconds=self._deadline_seconds,
             )
         else:
-            one = claims.claim_one(connection, self._worker_id, job_id, to)
+            one = claims.claim_one(
+                connection, self._worker_id, job_id, to, deadline_seconds=self._deadline_seconds
+            )
             found = [] if one is None else [one]
         probing = leave.probe is not None
         return [Assignment(one, targets[one.id], len(everywhere), probing) for one in found]

@@ -21,7 +21,8 @@ from worker.jobs.outcomes import Answer, ErrorClass, Exchange, Failure, Phase
 from worker.jobs.shaping import Streaming, as_stream, needs_stream, with_followup
 from worker.jobs.states import State
 from worker.jobs.structured import mismatch, reask_messages
-from worker.retry import GiveUp, RetryPolicy, Standing, TryAgain, decide
+from worker.retry import GiveUp, Hold, RetryPolicy, Standing, TryAgain, decide
+from worker.settings import UnknownOutcome
 from worker.store.claims import Claimed
 from worker.store.pauses import Refusal
 from worker.store.records import Record
@@ -47,7 +48,6 @@ class Kernel:
         self._tidings = tidings
         self._streaming = streaming
         self._rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
-        self._releases: dict[str, Callable[[], None]] = {}
         self.board = Board()
 
     def start(
@@ -55,27 +55,25 @@ class Kernel:
     ) -> "asyncio.Task[Record | None]":
         """Begin the execution of a job; the task's result is what was recorded.
 
-        `release` is called when the call is over: its slot need not wait for the record.
+        `release` is called when the task is over: a slot that came free before its record was
+        committed would let a kill leave more calls of unknown outcome than there are slots.
         """
         task = asyncio.get_running_loop().create_task(self._execute(assignment))
         self.board.add(Call(assignment, time.monotonic(), task))
         # Not in a `finally` of the task: one that is cancelled before it began runs none.
-        task.add_done_callback(lambda _: self._call_over(assignment))
-        self._releases[assignment.claimed.id] = release
+        task.add_done_callback(lambda _: self._over(assignment, release))
         return task
 
-    def _call_over(self, assignment: Assignment) -> None:
-        release = self._releases.pop(assignment.claimed.id, None)
-        if release is not None:
-            self.board.remove(assignment)
-            release()
+    def _over(self, assignment: Assignment, release: Callable[[], None]) -> None:
+        self.board.remove(assignment)
+        release()
 
     async def _execute(self, assignment: Assignment) -> Record | None:
         """Run the stages; None where the job was no longer ours when its outcome came."""
         began = time.monotonic()
         exchange = await self._call(assignment)
         self._tidings.add(report(assignment, exchange, began))
-        self._call_over(assignment)
+        self.board.remove(assignment)  # no longer to be cut: its answer is on its way to the books
         record = self._decide(assignment, exchange)
         taken = await self._recorder.record(record)
         self._report(record, taken=taken)
@@ -107,8 +105,17 @@ class Kernel:
         head = (claimed.id, claimed.fence, claimed.batch_id, exchange)
         if isinstance(outcome, Answer):
             return Record(*head, State.SUCCEEDED, proves=_proved(assignment))
-        decision = decide(outcome, _standing(assignment, exchange), self._policy, self._rng)
+        decision = decide(outcome, _standing(assignment), self._policy, self._rng)
         match decision:
+            case Hold():
+                return Record(
+                    *head,
+                    State.HELD,
+                    diverts=claimed.diverts,
+                    reasks=claimed.reasks,
+                    followup=claimed.followup,
+                    proves=_proved(assignment),
+                )
             case GiveUp():
                 told = _because(decision.reason, exchange)
                 return Record(*head[:3], told, State.FAILED, proves=_proved(assignment))
@@ -143,20 +150,23 @@ class Kernel:
             )
 
 
-def _standing(assignment: Assignment, exchange: Exchange) -> Standing:
+def _standing(assignment: Assignment) -> Standing:
     claimed = assignment.claimed
     return Standing(
         attempts=claimed.attempts,
         calls=claimed.fence,
         endpoints=assignment.endpoints,
-        age_seconds=claimed.age_seconds + exchange.seconds,
         reasks=claimed.reasks,
+        unknown_outcome=UnknownOutcome(claimed.unknown_outcome)
+        if claimed.unknown_outcome
+        else None,
     )
 
 
 def _idempotency_key(claimed: Claimed) -> str:
-    """Name what is asked: the same in every try, and another where the job asks again."""
-    return claimed.id if claimed.followup is None else f"{claimed.id}-r{claimed.reasks}"
+    """Name what is asked: the same in every try, and another where the job asks something else."""
+    key = f"{claimed.id}-v{claimed.revision}" if claimed.revision else claimed.id
+    return key if claimed.followup is None else f"{key}-r{claimed.reasks}"
 
 
 def _followup(failure: Failure) -> str:

@@ -1,15 +1,16 @@
 """The group commit: outcomes from the event loop are recorded together, in a thread of its own.
 
 While one transaction runs the next one's records gather, so the busier the process the larger the
-groups. A record is kept until the database has it: while the database is away, it is tried again.
+groups. A record is kept until the database has it: while the database is away, it is tried again,
+for ever; but a process that stops has an end to its patience, and calls `give_up`.
 """
 
 import asyncio
 import queue
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
@@ -29,35 +30,63 @@ LINGER_SECONDS: Final = 0.01
 
 OUTAGE_PAUSE_SECONDS: Final = 0.5
 
+CLOSE_SECONDS: Final = 1.0
+"""How long closing waits for a thread that hangs in the database, once nobody waits for it."""
+
 UNRECORDABLE: Final = "answer_unrecordable"
 
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entry:
+    """A record on its way; `taken` is told whether its job took it."""
+
+    record: Record
+    taken: "asyncio.Future[bool]"
+
+
 class Recorder:
-    """Takes records from the event loop, writes them in groups, and tells the loop when it did."""
+    """Takes records from the event loop, writes them in groups, and tells the loop when it did.
+
+    `record` and `give_up` belong to the event loop; `close` to any other thread.
+    """
 
     def __init__(self, database: Database, outage: Outage) -> None:
         self._database = database
         self._outage = outage
-        self._closing = threading.Event()
-        self._queue: queue.SimpleQueue[tuple[Record, asyncio.Future[bool]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._given_up = threading.Event()
+        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        self._open: set[_Entry] = set()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
     async def record(self, one: Record) -> bool:
         """Record an outcome; return whether the job took it (False: it was ours no longer)."""
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._queue.put((one, future))
-        return await future
+        entry = _Entry(one, asyncio.get_running_loop().create_future())
+        self._open.add(entry)
+        self._queue.put(entry)
+        try:
+            return await entry.taken
+        finally:
+            self._open.discard(entry)
 
-    def close(self) -> None:
-        """Write what is left, then stop; what cannot be written now is given up."""
-        self._closing.set()
+    def give_up(self) -> None:
+        """Have no more patience with a database that is away: whoever waits for a record is let go.
+
+        What was not written is logged, and is of unknown outcome once the lease has ended.
+        """
+        self._given_up.set()
+        _lose(self._open)
+
+    def close(self) -> bool:
+        """Write what is left, then end; return whether it did, and does not hang in the database.
+
+        Waits as long as a database that is away does, unless it was given up before.
+        """
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(CLOSE_SECONDS if self._given_up.is_set() else None)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         open_ = True
@@ -66,7 +95,7 @@ class Recorder:
             if group:
                 self._write(group)
 
-    def _gather(self) -> tuple[list[tuple[Record, asyncio.Future[bool]]], bool]:
+    def _gather(self) -> tuple[list[_Entry], bool]:
         first = self._queue.get()
         if first is None:
             return [], False
@@ -82,22 +111,28 @@ class Recorder:
             group.append(more)
         return group, True
 
-    def _write(self, group: Sequence[tuple[Record, asyncio.Future[bool]]]) -> None:
-        recorded = self._record([one for one, _ in group])
-        loop = group[0][1].get_loop()
-        loop.call_soon_threadsafe(_settle, group, recorded)
+    def _write(self, group: Sequence[_Entry]) -> None:
+        loop = group[0].taken.get_loop()
+        try:
+            recorded = self._record([one.record for one in group])
+        except DatabaseError:
+            loop.call_soon_threadsafe(_lose, group)
+        else:
+            loop.call_soon_threadsafe(_settle, group, recorded)
 
     def _record(self, records: Sequence[Record]) -> Recorded:
-        """Record a group for certain: an answer that was paid for is not given up lightly."""
+        """Record a group for certain: an answer that was paid for is not given up lightly.
+
+        Raises DatabaseError once all is given up.
+        """
         while True:
             try:
                 with self._database.write() as connection:
                     recorded = record(connection, records)
             except DatabaseError as error:
                 self._outage.note(error)
-                if self._closing.wait(OUTAGE_PAUSE_SECONDS):
-                    log.critical("answers_lost", jobs=[one.job_id for one in records])
-                    return _NOTHING
+                if self._given_up.wait(OUTAGE_PAUSE_SECONDS):
+                    raise
             except RefusedError as error:
                 return self._record_refused(records, error)
             else:
@@ -150,7 +185,14 @@ def _merged(parts: Sequence[Recorded]) -> Recorded:
     )
 
 
-def _settle(group: Sequence[tuple[Record, asyncio.Future[bool]]], recorded: Recorded) -> None:
-    for one, future in group:
-        if not future.done():
-            future.set_result(one.job_id in recorded.job_ids)
+def _settle(group: Iterable[_Entry], recorded: Recorded) -> None:
+    for one in group:
+        if not one.taken.done():
+            one.taken.set_result(one.record.job_id in recorded.job_ids)
+
+
+def _lose(group: Iterable[_Entry]) -> None:
+    lost = sorted(one.record.job_id for one in group if not one.taken.done())
+    if lost:
+        log.critical("answers_lost", jobs=lost)
+    _settle(group, _NOTHING)

@@ -44,3 +44,8 @@ class Assignment:
     target: Target
     endpoints: int
     is_probe: bool = False
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What the call's row in the ledger is found by: the job's id, and the fence."""
+        return self.claimed.id, self.claimed.fence

@@ -5,6 +5,7 @@ One thread runs the event loop that holds every call; SQL runs in a few others. 
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import threading
@@ -18,15 +19,15 @@ import structlog
 import uvloop
 
 from worker.errors import DatabaseError, SettingsError
-from worker.execution.board import Call
 from worker.execution.dispatch import Dispatch, Haul
 from worker.execution.kernel import Kernel
 from worker.execution.outage import Outage
 from worker.execution.recorder import Recorder
 from worker.execution.routes import Routes
-from worker.execution.shift import SOON_SECONDS, Quota, Shift, ShiftReport
+from worker.execution.shift import OUTAGE_PAUSE_SECONDS, SOON_SECONDS, Quota, Shift, ShiftReport
 from worker.execution.slots import Slots
 from worker.execution.tidings import Tidings
+from worker.execution.upkeep import Upkeep
 from worker.gate.gate import Gate, Report
 from worker.gate.meter import Caps
 from worker.gate.shelf import OwnShelf, SharedShelf, Shelf
@@ -35,15 +36,17 @@ from worker.jobs.shaping import Streaming
 from worker.jobs.states import State
 from worker.retry import RetryPolicy
 from worker.settings import Settings
-from worker.store import claims, leases, queries, schema, submission
+from worker.store import leases, lost, queries, schema, submission
 from worker.store.engine import Database
-from worker.store.records import mark_sent
 from worker.upstream.client import Timeouts, Upstream
 
 log = structlog.get_logger(__name__)
 
-ABANDONED_SECONDS: Final = 6 * 3600.0
-"""A submission that has not ended after this long has died."""
+PATIENCE_SECONDS: Final = 5.0
+"""How long a stop waits for a database that is away, once the calls in flight are cut."""
+
+CLOSE_SECONDS: Final = 2.0
+"""How long closing waits for each thing that has nothing to do any more."""
 
 T = TypeVar("T")
 
@@ -51,7 +54,7 @@ T = TypeVar("T")
 class Runtime:
     """Everything a worker process runs on. Its methods may be called from any thread.
 
-    `ring` invites this worker to its next shift.
+    `ring` invites this worker to its next shift; it must not block.
     """
 
     def __init__(self, settings: Settings, name: str, ring: Callable[[], object]) -> None:
@@ -89,81 +92,88 @@ class Runtime:
             Streaming(frozenset(settings.stream_models), settings.stream_from_tokens),
         )
         self._dispatch = Dispatch(
-            self.database, self.worker_id, self._gate, Routes(settings), self._kernel.board
+            self.database,
+            self.worker_id,
+            self._gate,
+            Routes(settings),
+            self._kernel.board,
+            deadline_seconds=settings.job_deadline_seconds,
         )
+        self._upkeep = Upkeep(self.database, self.worker_id, settings)
         self._shift: Shift | None = None
+        self._under_way: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._cutting: asyncio.Task[None] | None = None
+        self._drain_begun: asyncio.Future[None] = self._loop.create_future()
+        self._patience_over: asyncio.Future[None] = self._loop.create_future()
+        self._hangs = False
         self._thread.start()
 
     # --- what Celery's tasks call ---------------------------------------------------------------
 
     def run_shift(self) -> ShiftReport | None:
         """Run a shift and wait for its end; None where one is on already (it is told to look)."""
-        return self._wait(self._run_shift())
+        return self._wait(self._seen(self._run_shift()))
 
     def run_single(self, job_id: str) -> State | None:
-        """Run one job and wait for it; return the state it is left in, None if there is no such."""
-        return self._wait(self._run_single(job_id))
+        """Run one job and wait for it; return the state it is left in.
+
+        None if there is no such job, or if nobody can say: the worker stops, the database is away.
+        """
+        return self._wait(self._seen(self._run_single(job_id)))
 
     # --- the sweep ------------------------------------------------------------------------------
 
     def sweep(self) -> None:
-        """Do what is due each second: renew the lease, take over, let go, and see to a shift.
+        """Do what is due each second: renew the lease, take over, and let go.
 
         Raises DatabaseError.
         """
         began = time.monotonic()
-        with self.database.write() as connection:
-            leases.heartbeat(connection, self.worker_id, self._settings.lease_seconds)
-            rescued = claims.rescue(
-                connection, self._settings.max_attempts, repeat=self._settings.repeats_unknown
-            )
-            fresh = self._kernel.board.newly_sent()
-            if fresh:
-                mark_sent(connection, fresh)
-            held = leases.still_held(connection, self.worker_id) if self._busy else {}
+        held = self._upkeep.run(self._kernel.board.newly_sent())
         self.outage.over()
-        if rescued:
-            log.warning("jobs_rescued", count=rescued)
         self._loop.call_soon_threadsafe(self._let_go, held, began)
-        if self._shift is None and not self._stopping and self._dispatch.has_work():
-            self._ring()
 
     def clean(self) -> None:
         """Remove what dead submissions left. Raises DatabaseError."""
         with self.database.read() as connection:
-            abandoned = submission.abandoned_batches(connection, ABANDONED_SECONDS)
+            abandoned = submission.abandoned_batches(connection)
         for batch_id in abandoned:
             submission.drop_batch(self.database, batch_id)
 
-    @property
-    def in_flight(self) -> int:
-        """Calls in flight now."""
-        return len(self._kernel.board.calls)
+    def is_unserved(self) -> bool:
+        """Whether there is work to claim, and no shift on to claim it. Raises DatabaseError."""
+        return self._shift is None and not self._stopping and self._dispatch.has_work()
 
     # --- the end --------------------------------------------------------------------------------
 
     def drain(self, grace_seconds: float) -> None:
-        """Claim no more, and cut what is still in flight after the grace. Returns at once."""
+        """Claim no more, and cut what is still in flight after the grace. Returns at once.
+
+        Of several graces the one that ends first counts.
+        """
         self._stopping = True
         self._loop.call_soon_threadsafe(self._begin_drain, grace_seconds)
 
-    def close(self) -> None:
-        """Stop: record what is known, give back what is held, end the lease."""
-        self._stopping = True
-        self._wait(self._cut())
-        self._recorder.close()
-        try:
-            with self.database.write() as connection:
-                leases.retire_worker(connection, self.worker_id)
-        except DatabaseError as error:
-            self.outage.note(error)
-        self._wait(self._upstream.aclose())
+    def finish(self) -> None:
+        """Wait until nothing is under way any more; begins a drain without grace if none is on."""
+        if not self._stopping:
+            self.drain(0.0)
+        self._wait(self._finish())
+
+    def close(self) -> bool:
+        """End the lease and let go of everything; to be called once it is finished.
+
+        Returns False where a thread hangs in the database: waiting for that one would be in vain.
+        """
+        self._wait(self._retire())
+        self._hangs |= not self._recorder.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._claims.shutdown()
-        self.database.close()
+        self._claims.shutdown(wait=not self._hangs, cancel_futures=True)
+        if not self._hangs:
+            self.database.close()
+        return not self._hangs
 
     # --- inside ---------------------------------------------------------------------------------
 
@@ -185,15 +195,30 @@ class Runtime:
                 lease_seconds=self._settings.lease_seconds,
             )
 
+    async def _seen(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do what one of Celery's tasks asks for, where `finish` sees it."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  # a coroutine of the loop runs in one
+        self._under_way.add(task)
+        try:
+            return await work
+        finally:
+            self._under_way.discard(task)
+
     async def _in_sql(self, work: Callable[..., T], *args: Any) -> T:
-        return await self._loop.run_in_executor(self._claims, work, *args)
+        """Work in a thread for SQL. Raises DatabaseError, also where a stop can wait no longer."""
+        in_thread = self._claims.submit(work, *args)
+        working = asyncio.wrap_future(in_thread)
+        both: set[asyncio.Future[Any]] = {working, self._patience_over}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        self._hangs |= not in_thread.cancel()
+        working.cancel()
+        raise DatabaseError("the database cannot be used: it does not answer")
 
     def _tell(self, reports: Sequence[Report]) -> None:
         self._gate.tell(reports, Counter(self._kernel.board.by_target))
-
-    @property
-    def _busy(self) -> bool:
-        return bool(self._kernel.board.calls)
 
     # shifts
 
@@ -206,7 +231,7 @@ class Runtime:
         shift = self._shift = Shift(
             self._kernel,
             self._slots[BULK],
-            lambda places: self._in_sql(self._dispatch.claim, places),
+            lambda places: self._claim(self._dispatch.claim, places),
             Quota(self._settings.shift_jobs, self._settings.shift_seconds),
             self.outage,
         )
@@ -215,18 +240,30 @@ class Runtime:
         finally:
             self._shift = None
         if shift.report.handed_over and not self._stopping:
-            await self._in_sql(self._ring)
+            self._ring()
         return await shift.see_off()
+
+    async def _claim(self, claim: Callable[..., Haul], *args: Any) -> Haul:
+        """Claim. What comes when the calls have been cut already is given back, never begun."""
+        haul = await self._in_sql(claim, *args)
+        if self._cutting is None:
+            return haul
+        await self._give_back([one.key for one in haul.assignments])
+        return Haul()
 
     # single jobs
 
     async def _run_single(self, job_id: str) -> State | None:
         while not self._stopping:
-            wait = await self._run_once(job_id)
-            if wait is None or wait > SOON_SECONDS:
-                break
-            await asyncio.sleep(wait)
-        return await self._in_sql(self._state, job_id)
+            try:
+                wait = await self._run_once(job_id)
+                if wait is None or wait > SOON_SECONDS:
+                    return await self._in_sql(self._state, job_id)
+            except DatabaseError as error:
+                self.outage.note(error)
+                wait = OUTAGE_PAUSE_SECONDS
+            await asyncio.wait({self._drain_begun}, timeout=wait)
+        return None
 
     async def _run_once(self, job_id: str) -> float | None:
         """Call once for a job; return how long until it may be tried again, None if it is over."""
@@ -235,7 +272,8 @@ class Runtime:
             await slots.wait_free()
         haul = Haul()
         try:
-            haul = await self._in_sql(self._dispatch.claim_single, job_id)
+            if not self._stopping:
+                haul = await self._claim(self._dispatch.claim_single, job_id)
         finally:
             if not haul.assignments:
                 slots.give()
@@ -273,45 +311,86 @@ class Runtime:
         message = "the call was cut off: its job was cancelled"
         try:
             with self.database.write() as connection:
-                claims.forget_calls(connection, keys, "cancelled", message)
+                lost.forget_calls(connection, keys, "cancelled", message)
         except DatabaseError as error:
             self.outage.note(error)
 
+    # the end
+
     def _begin_drain(self, grace_seconds: float) -> None:
+        in_flight = len(self._kernel.board.calls)
+        log.info("worker_stopping", in_flight=in_flight, grace_seconds=grace_seconds)
+        _resolve(self._drain_begun)
         if self._shift is not None:
             self._shift.stop()
         self._loop.call_later(grace_seconds, self._begin_cut)
 
     def _begin_cut(self) -> None:
-        self._cutting = self._loop.create_task(self._cut())
+        if self._cutting is None:
+            self._cutting = self._loop.create_task(self._cut())
 
     async def _cut(self) -> None:
-        """Cut every call in flight and give its job back, unburnt."""
-        if self._shift is not None:
-            self._shift.stop()
+        """Cut every call in flight and give its job back, unburnt.
+
+        Whose answer has come is on the board no longer: it is recorded, as long as patience lasts.
+        """
+        self._loop.call_later(PATIENCE_SECONDS, self._lose_patience)
         cut = list(self._kernel.board.calls.values())
         for call in cut:
             call.task.cancel()
         await asyncio.gather(*(call.task for call in cut), return_exceptions=True)
-        if cut:
-            await self._in_sql(self._give_back, cut)
-            log.info("calls_given_back", count=len(cut))
+        await self._give_back([call.key for call in cut])
 
-    def _give_back(self, cut: list[Call]) -> None:
-        keys = [call.key for call in cut]
+    def _lose_patience(self) -> None:
+        self._recorder.give_up()
+        _resolve(self._patience_over)
+
+    async def _give_back(self, keys: Sequence[tuple[str, int]]) -> None:
+        while keys and not self._patience_over.done():
+            try:
+                await self._in_sql(self._return, keys)
+            except DatabaseError as error:
+                self.outage.note(error)
+                await asyncio.wait({self._patience_over}, timeout=OUTAGE_PAUSE_SECONDS)
+            else:
+                log.info("calls_given_back", count=len(keys))
+                return
+        if keys:
+            log.warning("calls_left_to_lease", jobs=sorted(job_id for job_id, _ in keys))
+
+    def _return(self, keys: Sequence[tuple[str, int]]) -> None:
+        with self.database.write() as connection:
+            lost.give_back(connection, self.worker_id, keys, self._settings.unknown_outcome)
+
+    async def _finish(self) -> None:
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+        if self._cutting is not None:
+            await self._cutting
+
+    async def _retire(self) -> None:
+        """End the lease, so that nobody waits for it to run out; close the connections."""
+        self._loop.call_later(CLOSE_SECONDS, self._lose_patience)
         try:
-            with self.database.write() as connection:
-                claims.give_back(
-                    connection, self.worker_id, keys, repeat=self._settings.repeats_unknown
-                )
+            await self._in_sql(self._end_lease)
         except DatabaseError as error:
-            # Their lease ends with this worker's: another one takes them over then.
             self.outage.note(error)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._upstream.aclose(), CLOSE_SECONDS)
+
+    def _end_lease(self) -> None:
+        with self.database.write() as connection:
+            leases.retire_worker(connection, self.worker_id)
+
+
+def _resolve(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _shelf(settings: Settings) -> Shelf:
     url = settings.shared_redis_url
-    return OwnShelf() if url is None else SharedShelf(url)
+    return OwnShelf() if url is None else SharedShelf(url, settings.queue_prefix)
 
 
 def _caps(settings: Settings) -> Caps:

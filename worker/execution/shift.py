@@ -132,7 +132,6 @@ class Shift:
         haul = Haul()
         try:
             haul = await self._claim(places)
-            self._outage.over()
         except DatabaseError as error:
             self._outage.note(error)
             haul = Haul(wait_seconds=OUTAGE_PAUSE_SECONDS)

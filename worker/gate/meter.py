@@ -50,6 +50,8 @@ SEEN_SECONDS: Final = 15.0
 CROWDED_WAIT_SECONDS: Final = 0.1
 """How soon to ask again where the calls in flight are too many: nobody knows when one ends."""
 
+LEAST_TOKENS: Final = 1e-9
+
 LONGEST_WAIT_SECONDS: Final = 5.0
 """How soon to ask again at the latest where a limit was learnt: it grows meanwhile."""
 
@@ -198,7 +200,8 @@ def _room(meter: Meter, in_flight: int, now: float) -> tuple[int, float]:
         wait = meter.requests.seconds_until(1.0, meter.share)
         rooms.append((meter.requests.level, min(wait, LONGEST_WAIT_SECONDS)))
     if meter.tokens.limit:
-        cost = min(meter.tokens_per_call, meter.tokens.capacity)
+        # A limit of a few tokens a minute refills a bucket of less than any number can divide by.
+        cost = max(min(meter.tokens_per_call, meter.tokens.capacity), LEAST_TOKENS)
         rooms.append((meter.tokens.level / cost, meter.tokens.seconds_until(cost, meter.share)))
     if meter.learnt_in_flight:
         rooms.append((meter.learnt_in_flight - in_flight, CROWDED_WAIT_SECONDS))

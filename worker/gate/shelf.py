@@ -13,8 +13,9 @@ from typing import Final, Protocol, TypeVar
 
 import redis
 import structlog
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-PREFIX: Final = "chatqueue:gate:"
 KEPT_SECONDS: Final = 3_600
 """A state that nobody has touched for so long is forgotten."""
 
@@ -84,12 +85,16 @@ return 1
 class SharedShelf:
     """The states of all workers, in Redis; while it is away each worker keeps its own."""
 
-    def __init__(self, url: str, away_seconds: float = AWAY_SECONDS) -> None:
+    def __init__(
+        self, url: str, prefix: str = "chatqueue", away_seconds: float = AWAY_SECONDS
+    ) -> None:
         self._redis = _connect(url)
         self._read = self._redis.register_script(_READ)
         self._replace = self._redis.register_script(_REPLACE)
         self._own = OwnShelf()
+        self._prefix = f"{prefix}:gate:"
         self._away_seconds = away_seconds
+        self._turn = threading.Lock()
         self._away_since: float | None = None
         self._next_try = 0.0
 
@@ -106,7 +111,7 @@ class SharedShelf:
         return result
 
     def _change(self, names: Sequence[str], step: Step[T]) -> T:
-        keys = [PREFIX + name for name in names]
+        keys = [self._prefix + name for name in names]
         for number in range(_TRIES):
             # Who lost a race waits a moment, each another one, or many would lose for ever.
             time.sleep(random.uniform(0.0, _RACE_SECONDS * number))  # noqa: S311  # no secret
@@ -119,23 +124,31 @@ class SharedShelf:
         raise redis.RedisError("the limits in Redis change too fast to be read")
 
     def _note_away(self, error: redis.RedisError) -> None:
-        self._next_try = time.monotonic() + self._away_seconds
-        if self._away_since is None:
-            self._away_since = time.monotonic()
-            log.error("lost", what="shared limits", error=type(error).__name__)
+        with self._turn:
+            self._next_try = time.monotonic() + self._away_seconds
+            if self._away_since is None:
+                self._away_since = time.monotonic()
+                log.error("lost", what="shared limits", error=type(error).__name__)
 
     def _note_back(self) -> None:
-        if self._away_since is not None:
-            seconds = round(time.monotonic() - self._away_since, 1)
-            self._away_since = None
-            log.info("back", what="shared limits", seconds=seconds)
+        if self._away_since is None:
+            return
+        with self._turn:
+            if self._away_since is not None:
+                seconds = round(time.monotonic() - self._away_since, 1)
+                self._away_since = None
+                log.info("back", what="shared limits", seconds=seconds)
 
 
 def _connect(url: str) -> "redis.Redis":
+    # The client's own ten tries would keep claims waiting for a server that is away.
+    once = Retry(NoBackoff(), 0)
     if url.startswith("redis+socket://"):
         path, _, query = url.removeprefix("redis+socket://").partition("?")
         number = next((p[13:] for p in query.split("&") if p.startswith("virtual_host=")), "0")
-        return redis.Redis(unix_socket_path=path, db=int(number), socket_timeout=_TIMEOUT_SECONDS)
+        return redis.Redis(
+            unix_socket_path=path, db=int(number), socket_timeout=_TIMEOUT_SECONDS, retry=once
+        )
     return redis.Redis.from_url(
-        url, socket_timeout=_TIMEOUT_SECONDS, socket_connect_timeout=_TIMEOUT_SECONDS
+        url, socket_timeout=_TIMEOUT_SECONDS, socket_connect_timeout=_TIMEOUT_SECONDS, retry=once
     )

@@ -4,3 +4,5 @@ from typing import Final
 
 BULK: Final = "bulk"
 INTERACTIVE: Final = "interactive"
+
+QUEUES: Final = (BULK, INTERACTIVE)

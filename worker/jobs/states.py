@@ -10,11 +10,15 @@ from typing import Final
 
 
 class State(StrEnum):
-    """Where a job stands. The value is what SQL stores."""
+    """Where a job stands. The value is what SQL stores.
+
+    `held`: a call of it may have been billed and brought no answer; a person decides.
+    """
 
     QUEUED = "queued"
     RUNNING = "running"
     WAITING = "waiting"
+    HELD = "held"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -29,6 +33,7 @@ class BatchState(StrEnum):
     CANCELLING = "cancelling"
     COMPLETED = "completed"
     CANCELLED = "cancelled"
+    EXPIRED = "expired"
 
 
 class AttemptState(StrEnum):
@@ -51,12 +56,14 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
         {
             State.QUEUED,  # given back unsent, or taken over from a dead worker
             State.WAITING,
+            State.HELD,
             State.SUCCEEDED,
             State.FAILED,
             State.CANCELLED,
             State.EXPIRED,
         }
     ),
+    State.HELD: frozenset({State.QUEUED, State.FAILED, State.CANCELLED, State.EXPIRED}),
     State.WAITING: frozenset({State.RUNNING, State.CANCELLED, State.EXPIRED}),
     State.SUCCEEDED: frozenset(),
     # A person's `retry` is the only way out of a terminal state.
@@ -68,3 +75,5 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
 TERMINAL: Final = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED})
 OPEN: Final = frozenset(State) - TERMINAL
 """States in which work is still owed."""
+
+BATCH_ENDS: Final = frozenset({BatchState.COMPLETED, BatchState.CANCELLED, BatchState.EXPIRED})

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from worker.jobs.outcomes import ToolCall
-from worker.jobs.states import TERMINAL, AttemptState, BatchState, State
+from worker.jobs.states import BATCH_ENDS, TERMINAL, AttemptState, BatchState, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Batch:
     """A batch and its exact counts at one moment.
 
     Token counts include those of calls that were retried. `redrives`: how often its failed jobs
-    were run again.
+    were run again. `halted_at`: since when a person has had it paused.
     """
 
     id: str
@@ -37,6 +37,8 @@ class Batch:
     created_at: datetime
     in_progress_at: datetime | None
     finished_at: datetime | None
+    expires_at: datetime | None = None
+    halted_at: datetime | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", BatchState(self.state))
@@ -49,12 +51,15 @@ class Batch:
     @property
     def is_finished(self) -> bool:
         """Whether no work is owed any more."""
-        return self.state in {BatchState.COMPLETED, BatchState.CANCELLED}
+        return self.state in BATCH_ENDS
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job, and its answer or error. `response` is the raw JSON text the upstream sent."""
+    """A job, and its answer or error. `response` is the raw JSON text the upstream sent.
+
+    `is_emptied`: a purge has removed what was said, in the request and in the answer.
+    """
 
     id: str
     batch_id: str | None
@@ -67,6 +72,7 @@ class Job:
     started_at: datetime | None
     finished_at: datetime | None
     due_at: datetime | None
+    expires_at: datetime | None
     status: int | None
     request_id: str | None
     finish_reason: str | None
@@ -82,10 +88,12 @@ class Job:
     completion_tokens: int | None
     reasoning_tokens: int | None
     total_tokens: int | None
+    is_emptied: bool = False
     tool_calls: tuple[ToolCall, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", State(self.state))
+        object.__setattr__(self, "is_emptied", bool(self.is_emptied))
 
     @property
     def is_finished(self) -> bool:

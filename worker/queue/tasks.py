@@ -1,5 +1,7 @@
 """The two tasks a worker consumes. Their return values are what Flower shows in Result."""
 
+from collections.abc import Callable
+
 from celery import Celery
 
 from worker.execution.runtime import Runtime
@@ -11,12 +13,13 @@ class JobNotSucceededError(Exception):
     """Makes a single job's row in Flower a failure. Says the state only: never a content."""
 
 
-def define_tasks(app: Celery, runtime: Runtime) -> None:
-    """Define the tasks of a worker process on its app."""
+def define_tasks(app: Celery, runtime: Runtime, on_ring: Callable[[], None]) -> None:
+    """Define the tasks of a worker process on its app; `on_ring` is told of rings for shifts."""
 
     @app.task(name=RUN_SHIFT)
     def run_shift() -> str:
         """Claim and run jobs until the backlog or the quota ends."""
+        on_ring()
         report = runtime.run_shift()
         return "a shift was on already" if report is None else str(report)
 
@@ -26,4 +29,4 @@ def define_tasks(app: Celery, runtime: Runtime) -> None:
         state = runtime.run_single(job_id)
         if state in {State.FAILED, State.EXPIRED, State.CANCELLED}:
             raise JobNotSucceededError(state)
-        return state or "no such job"
+        return state or "no such job, or not known"

@@ -40,6 +40,11 @@ _ENDINGS: Final = frozenset({"length", "content_filter"})
 _TOO_LARGE: Final = error_body("The request is too large.", "invalid_request_error", "too_large")
 
 
+def request_id(seed: int, number: int) -> str:
+    """Give the id that the reply to this call carries."""
+    return f"req_{mix(seed, number, 5):016x}"
+
+
 class RefusedError(Exception):
     """A call is turned away before any fate: the ledger's outcome, and the answer."""
 
@@ -227,7 +232,7 @@ class Service:
         return (request_id, *self._account.headers(time.monotonic()))
 
     def _request_id(self, call: Call) -> str:
-        return f"req_{mix(self.behaviour.seed, call.number, 5):016x}"
+        return request_id(self.behaviour.seed, call.number)
 
     # The other paths of the API
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from pydantic import SecretStr
@@ -38,7 +39,8 @@ class Part:
     """One process of the stack.
 
     `probe` says whether it works; without one the part is given `--ready-fd` and says so itself.
-    With `lifeline` it is given `--lifeline-fd` and ends when the supervisor is gone.
+    With `lifeline` it is given `--lifeline-fd` and ends when the supervisor is gone. `folder` is
+    where it runs, if not where its starter does.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Part:
     lifeline: bool = True
     grace_seconds: float = _SERVICE_GRACE_SECONDS
     start_seconds: float = 60.0
+    folder: Path | None = None
 
     def command_line(self, lifeline_fd: int, ready_fd: int | None) -> list[str]:
         """Complete the command with the file descriptors that this part takes."""

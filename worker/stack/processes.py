@@ -68,6 +68,7 @@ class Running:
                 process = subprocess.Popen(
                     part.command_line(lifeline_fd, ready_write),
                     env=dict(part.environment),
+                    cwd=part.folder,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -51,17 +51,28 @@ def command(home: Home) -> tuple[str, ...]:
 
 def answers(home: Home) -> bool:
     """Tell whether a Valkey serves this home now. A loading one does not yet."""
-    client = redis.Redis(
+    try:
+        with _connect(home) as client:
+            return bool(client.ping())
+    except (redis.RedisError, OSError):
+        return False
+
+
+def empty(home: Home) -> None:
+    """Forget everything that the broker of this home holds. Raises StackError."""
+    try:
+        with _connect(home) as client:
+            client.flushall()
+    except (redis.RedisError, OSError) as error:
+        raise StackError(f"the embedded broker does not answer: {error}") from error
+
+
+def _connect(home: Home) -> "redis.Redis":
+    return redis.Redis(
         unix_socket_path=os.fspath(home.socket),
         socket_timeout=1,
         retry=Retry(NoBackoff(), 0),
     )
-    try:
-        return bool(client.ping())
-    except (redis.RedisError, OSError):
-        return False
-    finally:
-        client.close()
 
 
 def leftovers(home: Home) -> list[psutil.Process]:

@@ -45,7 +45,7 @@ def _later_postgresql(element: later, compiler: SQLCompiler, **kwargs: Any) -> s
 @compiles(later, "sqlite")
 def _later_sqlite(element: later, compiler: SQLCompiler, **kwargs: Any) -> str:
     moment, seconds = (compiler.process(one, **kwargs) for one in element.clauses)
-    return f"strftime('%Y-%m-%d %H:%M:%f', {moment}, ({seconds}) || ' seconds')"
+    return f"strftime('%Y-%m-%d %H:%M:%f000', {moment}, ({seconds}) || ' seconds')"
 
 
 @compiles(from_now, "postgresql")
@@ -56,6 +56,6 @@ def _postgresql(element: from_now, compiler: SQLCompiler, **kwargs: Any) -> str:
 
 @compiles(from_now, "sqlite")
 def _sqlite(element: from_now, compiler: SQLCompiler, **kwargs: Any) -> str:
-    # The form in which times are stored, so that text compares as time.
+    # The form in which the driver stores times, so that text compares as time and equal as equal.
     seconds = compiler.process(element.clauses, **kwargs)
-    return f"strftime('%Y-%m-%d %H:%M:%f', 'now', ({seconds}) || ' seconds')"
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', ({seconds}) || ' seconds')"

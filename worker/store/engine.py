@@ -30,6 +30,7 @@ BUSY_TIMEOUT_MS: Final = 30_000
 """How long a SQLite writer waits for another process's transaction."""
 
 _READ_ONLY: Final = "chatqueue_read_only"
+_UNCHECKED: Final = "chatqueue_unchecked"
 
 
 class RefusedError(SQLAlchemyError):
@@ -67,6 +68,26 @@ class Database:
         """
         with self._turn, _translated(), self.engine.begin() as connection:
             yield connection
+
+    @contextmanager
+    def rebuild(self) -> Iterator[Connection]:
+        """A write in which tables may be made anew. Raises as `write()` does.
+
+        SQLite would take the rows of other tables along with a table that is dropped; so there
+        foreign keys are looked after at the end.
+        """
+        if not self.is_sqlite:
+            with self.write() as connection:
+                yield connection
+            return
+        with self._turn, _translated(), self.engine.connect() as opened:
+            connection = opened.execution_options(**{_UNCHECKED: True})
+            try:
+                with connection.begin():
+                    yield connection
+                    _check_foreign_keys(connection)
+            finally:
+                connection.invalidate()  # no other transaction may go without these checks
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -125,13 +146,16 @@ def _engine(url: str) -> Engine:
 
 
 def _postgresql(url: str) -> Engine:
+    given = make_url(url).query.get("options", "")
+    options = f"{given if isinstance(given, str) else ' '.join(given)} -c timezone=UTC".strip()
     # A worker holds three connections at most: one to claim, one to record, one to sweep.
     return create_engine(
         url,
+        hide_parameters=True,
         pool_size=4,
         max_overflow=8,
         pool_pre_ping=True,
-        connect_args={"options": "-c timezone=UTC", "connect_timeout": 10},
+        connect_args={"options": options, "connect_timeout": 10},
     )
 
 
@@ -141,7 +165,9 @@ def _sqlite(url: str, path: str | None) -> Engine:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DatabaseError(f"the database's folder cannot be made: {error}") from error
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    engine = create_engine(
+        url, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}
+    )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -158,5 +184,13 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    read_only = connection.get_execution_options().get(_READ_ONLY, False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    options = connection.get_execution_options()
+    if options.get(_UNCHECKED, False):
+        connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+    connection.exec_driver_sql("BEGIN" if options.get(_READ_ONLY, False) else "BEGIN IMMEDIATE")
+
+
+def _check_foreign_keys(connection: Connection) -> None:
+    orphans = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchmany(1)
+    if orphans:
+        raise DatabaseError(f"the database is not whole: a row of {orphans[0][0]} refers to none")

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, Select, and_, exists, func, or_, select
 
 from worker.jobs.ids import lane_id
 from worker.jobs.states import BatchState, State
-from worker.models import batch, job, lane
+from worker.models import batch, halt, job, lane
 from worker.store.clock import from_now
 from worker.store.upsert import insert_missing
 
@@ -93,9 +93,13 @@ def _of(lane_alias: Any, state: State) -> Any:
 _DUE: Final = (
     select(func.min(job.c.due_at)).where(_of(lane, State.WAITING)).correlate(lane).scalar_subquery()
 )
-_OLD_ENOUGH: Final = or_(
-    lane.c.batch_id.is_not(None), job.c.created_at <= from_now(-SINGLES_WAIT_SECONDS)
+UNRUNG: Final = or_(
+    job.c.created_at <= from_now(-SINGLES_WAIT_SECONDS),
+    job.c.created_at > from_now(SINGLES_WAIT_SECONDS),  # the clock went back: nobody knows how old
 )
+"""Single jobs whose message should have been heard by now."""
+
+_OLD_ENOUGH: Final = or_(lane.c.batch_id.is_not(None), UNRUNG)
 _READY: Final = exists().where(_of(lane, State.QUEUED), _OLD_ENOUGH)
 _SHOWN: Final = (
     lane.c.id,
@@ -110,14 +114,28 @@ _SHOWN: Final = (
 )
 
 
+_NOT_HALTED: Final = lane.c.queue.not_in(select(halt.c.queue))
+
+
 def lanes_with_work(connection: Connection, queue: str, singles_queue: str) -> list[Lane]:
-    """List the lanes of open batches and of single jobs that have, or will have, work to claim."""
+    """List the lanes of open batches and of single jobs that have, or will have, work to claim.
+
+    What a person has paused, and what is past its deadline, has none.
+    """
     batches = (
         select(*_SHOWN)
         .join(batch, batch.c.id == lane.c.batch_id)
-        .where(batch.c.state == BatchState.IN_PROGRESS, batch.c.queue == queue)
+        .where(
+            batch.c.state == BatchState.IN_PROGRESS,
+            batch.c.queue == queue,
+            batch.c.halted_at.is_(None),
+            or_(batch.c.expires_at.is_(None), batch.c.expires_at > from_now()),
+            _NOT_HALTED,
+        )
     )
-    singles = select(*_SHOWN).where(lane.c.batch_id.is_(None), lane.c.queue == singles_queue)
+    singles = select(*_SHOWN).where(
+        lane.c.batch_id.is_(None), lane.c.queue == singles_queue, _NOT_HALTED
+    )
     found = [_lane(row) for one in (batches, singles) for row in connection.execute(one)]
     return [one for one in found if one.ready or one.due_seconds is not None]
 
@@ -127,7 +145,7 @@ def lane_of(connection: Connection, job_id: str) -> Lane | None:
     claimable = select(job.c.lane_id).where(
         job.c.id == job_id, job.c.state.in_([State.QUEUED, State.WAITING])
     )
-    chosen: Select[Any] = select(*_SHOWN).where(lane.c.id.in_(claimable))
+    chosen: Select[Any] = select(*_SHOWN).where(lane.c.id.in_(claimable), _NOT_HALTED)
     row = connection.execute(chosen).one_or_none()
     return None if row is None else _lane(row)
 

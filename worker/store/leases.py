@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, exists, insert, select, update
 
 from worker.jobs.ids import new_id
 from worker.jobs.states import State
@@ -53,8 +53,38 @@ def still_held(connection: Connection, worker_id: str) -> dict[str, int]:
 def end_leases(connection: Connection, worker_ids: Iterable[str]) -> None:
     """End the leases of workers known to be dead, so that their jobs are taken over at once."""
     connection.execute(
-        update(worker).where(worker.c.id.in_(list(worker_ids))).values(lease_until=from_now())
+        update(worker)
+        .where(worker.c.id.in_(list(worker_ids)))
+        .values(lease_until=from_now(), stopped_at=from_now())
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """A sign of a worker that holds jobs: when its lease ends, and what that says.
+
+    `lapsed`: the lease has run out, by the database's clock. `stopped`: the worker said that it
+    stops, or was found dead for certain.
+    """
+
+    worker_id: str
+    lease_until: datetime
+    lapsed: bool
+    stopped: bool
+
+
+def signs_of_others(connection: Connection, worker_id: str) -> list[Sign]:
+    """Read the signs of all other workers that hold jobs."""
+    holds = exists().where(job.c.worker_id == worker.c.id, job.c.state == State.RUNNING)
+    rows = connection.execute(
+        select(
+            worker.c.id,
+            worker.c.lease_until,
+            worker.c.lease_until < from_now(),
+            worker.c.stopped_at.is_not(None),
+        ).where(worker.c.id != worker_id, holds)
+    )
+    return [Sign(row[0], row[1], bool(row[2]), bool(row[3])) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

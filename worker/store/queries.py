@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Select, func, or_, select, update
+from sqlalchemy import Connection, Row, Select, func, not_, or_, select, update
 
 from worker.jobs.outcomes import ToolCall
-from worker.jobs.states import AttemptState, BatchState, State
+from worker.jobs.states import BatchState, State
 from worker.jobs.views import Attempt, Batch, Job
 from worker.models import attempt, batch, job, tool_call
 from worker.store.clock import from_now, later
@@ -31,39 +31,51 @@ _BATCH_COLUMNS: Final = (
     batch.c.created_at,
     batch.c.in_progress_at,
     batch.c.finished_at,
+    batch.c.expires_at,
+    batch.c.halted_at,
 )
 
-_JOB_COLUMNS: Final = tuple(
-    job.c[name]
-    for name in (
-        "id",
-        "batch_id",
-        "line",
-        "custom_id",
-        "model",
-        "state",
-        "attempts",
-        "created_at",
-        "started_at",
-        "finished_at",
-        "due_at",
-        "status",
-        "request_id",
-        "finish_reason",
-        "content",
-        "reasoning_content",
-        "refusal",
-        "response",
-        "error_class",
-        "error_code",
-        "error_message",
-        "prompt_tokens",
-        "cached_tokens",
-        "completion_tokens",
-        "reasoning_tokens",
-        "total_tokens",
-    )
+_JOB_COLUMNS: Final = (
+    *(
+        job.c[name]
+        for name in (
+            "id",
+            "batch_id",
+            "line",
+            "custom_id",
+            "model",
+            "state",
+            "attempts",
+            "created_at",
+            "started_at",
+            "finished_at",
+            "due_at",
+            "expires_at",
+            "status",
+            "request_id",
+            "finish_reason",
+            "content",
+            "reasoning_content",
+            "refusal",
+            "response",
+            "error_class",
+            "error_code",
+            "error_message",
+            "prompt_tokens",
+            "cached_tokens",
+            "completion_tokens",
+            "reasoning_tokens",
+            "total_tokens",
+        )
+    ),
+    (job.c.body == "").label("is_emptied"),
 )
+
+# Of a batch that is being submitted, or was given up half-way, or is being removed.
+_HIDDEN: Final = job.c.batch_id.in_(
+    select(batch.c.id).where(batch.c.state == BatchState.VALIDATING)
+)
+_SHOWN: Final = or_(job.c.batch_id.is_(None), not_(_HIDDEN))
 
 
 def get_batch(connection: Connection, batch_id: str) -> Batch | None:
@@ -84,7 +96,8 @@ def _batches(connection: Connection, statement: Select[Any]) -> list[Batch]:
 
 def get_job(connection: Connection, job_id: str) -> Job | None:
     """Read one job with everything known of it but its ledger."""
-    row = connection.execute(select(*_JOB_COLUMNS).where(job.c.id == job_id)).one_or_none()
+    chosen = select(*_JOB_COLUMNS).where(job.c.id == job_id, _SHOWN)
+    row = connection.execute(chosen).one_or_none()
     if row is None:
         return None
     return _job(row, _tool_calls(connection, [job_id]))
@@ -135,8 +148,7 @@ def list_jobs(connection: Connection, which: JobFilter, limit: int) -> list[Job]
     if which.batch_id is not None:
         statement = statement.where(job.c.batch_id == which.batch_id)
     else:
-        visible = select(batch.c.id).where(batch.c.state != BatchState.VALIDATING)
-        statement = statement.where(or_(job.c.batch_id.is_(None), job.c.batch_id.in_(visible)))
+        statement = statement.where(_SHOWN)
     if which.state is not None:
         statement = statement.where(job.c.state == which.state)
     return [Job(*row) for row in connection.execute(statement)]
@@ -171,20 +183,27 @@ def _tool_calls(connection: Connection, job_ids: Sequence[str]) -> dict[str, lis
 
 
 def count_states(connection: Connection, batch_id: str | None = None) -> dict[State, int]:
-    """Count jobs by state, of one batch or of all."""
+    """Count jobs by state, of one batch or of all that are shown."""
     statement = select(job.c.state, func.count()).group_by(job.c.state)
-    if batch_id is not None:
-        statement = statement.where(job.c.batch_id == batch_id)
+    statement = statement.where(_SHOWN if batch_id is None else job.c.batch_id == batch_id)
     return {State(state): count for state, count in connection.execute(statement)}
 
 
 def count_unknown(connection: Connection, batch_id: str | None = None) -> int:
-    """Count the calls whose outcome nobody knows: they may have been billed."""
-    statement = select(func.count()).where(attempt.c.state == AttemptState.UNKNOWN)
+    """Count the calls that brought no answer and may have been billed: nobody knows."""
+    statement = select(func.count()).where(attempt.c.maybe_billed)
     if batch_id is not None:
         statement = statement.join_from(attempt, job, attempt.c.job_id == job.c.id).where(
             job.c.batch_id == batch_id
         )
+    return connection.scalar(statement) or 0
+
+
+def count_held(connection: Connection, batch_id: str | None = None) -> int:
+    """Count the jobs that wait for a person's decision."""
+    statement = select(func.count()).where(job.c.state == State.HELD)
+    if batch_id is not None:
+        statement = statement.where(job.c.batch_id == batch_id)
     return connection.scalar(statement) or 0
 
 
@@ -199,7 +218,7 @@ class FailureGroup:
 
 
 def failure_groups(connection: Connection, batch_id: str, limit: int = 10) -> list[FailureGroup]:
-    """Group a batch's failed and waiting jobs by their error, most frequent first."""
+    """Group a batch's failed, held and waiting jobs by their error, most frequent first."""
     count = func.count()
     rows: Sequence[Row[Any]] = connection.execute(
         select(
@@ -210,7 +229,7 @@ def failure_groups(connection: Connection, batch_id: str, limit: int = 10) -> li
         )
         .where(
             job.c.batch_id == batch_id,
-            job.c.state.in_([State.FAILED, State.WAITING]),
+            job.c.state.in_([State.FAILED, State.HELD, State.WAITING]),
             job.c.error_code.is_not(None),
         )
         .group_by(job.c.state, job.c.error_code)

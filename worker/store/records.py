@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, case, insert, select, update
 
 from worker.jobs.outcomes import Answer, Exchange, Failure, Usage
 from worker.jobs.states import TERMINAL, AttemptState, BatchState, State
@@ -26,7 +26,7 @@ class Record:
     """What one claimed job's call came to, and the state that was decided for the job.
 
     `delay_seconds`, `diverts`, `burns_attempt`, `reasks` (those left) and `followup` (messages for
-    the next call) matter where `state` is waiting. `refusal` pauses
+    the next call) matter where `state` is waiting or held. `refusal` pauses
     the key of the call; `proves` is the key whose pause it ends, by not being refused.
     """
 
@@ -55,7 +55,7 @@ class Recorded:
 _USAGE: Final = ("prompt", "cached", "completion", "reasoning", "total")
 _TOTALLED: Final = _USAGE[:-1]
 
-_OUTCOME: Final = (
+OUTCOME_COLUMNS: Final = (
     "status",
     "request_id",
     "finish_reason",
@@ -80,11 +80,11 @@ _FINISH: Final = (
     .values(
         worker_id=None,
         finished_at=from_now(),
-        **{name: bindparam(name) for name in ("state", *_OUTCOME)},
+        **{name: bindparam(name) for name in ("state", *OUTCOME_COLUMNS)},
     )
 )
 
-_WAIT: Final = (
+_PUT_OFF: Final = (
     update(job)
     .where(
         job.c.id == bindparam("b_id"),
@@ -92,7 +92,7 @@ _WAIT: Final = (
         job.c.state == State.RUNNING,
     )
     .values(
-        state=State.WAITING,
+        state=bindparam("state"),
         worker_id=None,
         due_at=from_now(bindparam("delay_seconds")),
         diverts=bindparam("diverts"),
@@ -153,12 +153,12 @@ def record(connection: Connection, records: Sequence[Record]) -> Recorded:
     held = _held(connection, records)
     live = [r for r in records if held.get(r.job_id) == r.fence]
     finished = [r for r in live if r.state in TERMINAL]
-    waiting = [r for r in live if r.state is State.WAITING]
+    put_off = [r for r in live if r.state in {State.WAITING, State.HELD}]
     if finished:
         connection.execute(_FINISH, [_finish_row(r) for r in finished])
         _write_tool_calls(connection, finished)
-    if waiting:
-        connection.execute(_WAIT, [_wait_row(r) for r in waiting])
+    if put_off:
+        connection.execute(_PUT_OFF, [_put_off_row(r) for r in put_off])
     connection.execute(_ANSWER, [_attempt_row(r) for r in records])
     _settle_pauses(connection, records)
     done = _count(connection, live)
@@ -237,6 +237,10 @@ def finish_batches(connection: Connection, batch_ids: Sequence[str]) -> tuple[st
         .values(
             state=case(
                 (batch.c.state == BatchState.CANCELLING, BatchState.CANCELLED),
+                (
+                    and_(batch.c.expires_at <= from_now(), batch.c.expired > 0),
+                    BatchState.EXPIRED,
+                ),
                 else_=BatchState.COMPLETED,
             ),
             finished_at=from_now(),
@@ -291,10 +295,11 @@ def _error_row(outcome: Answer | Failure) -> dict[str, Any]:
     }
 
 
-def _wait_row(one: Record) -> dict[str, Any]:
+def _put_off_row(one: Record) -> dict[str, Any]:
     return {
         "b_id": one.job_id,
         "b_fence": one.fence,
+        "state": one.state,
         "delay_seconds": one.delay_seconds,
         "diverts": one.diverts,
         "unburnt": 0 if one.burns_attempt else 1,
@@ -351,77 +356,3 @@ def mark_sent(connection: Connection, claims: Sequence[tuple[str, int]]) -> None
         .values(state=AttemptState.SENT),
         [{"b_id": job_id, "b_fence": fence} for job_id, fence in claims],
     )
-
-
-def cancel(
-    connection: Connection, *, batch_id: str | None = None, job_id: str | None = None
-) -> int:
-    """Cancel what is still open of a batch, or one job; return how many jobs it ended.
-
-    A call in flight is not recalled by this: its worker sees that it no longer holds the job.
-    """
-    which = job.c.id == job_id if job_id is not None else job.c.batch_id == batch_id
-    still_open = job.c.state.in_([State.QUEUED, State.WAITING, State.RUNNING])
-    # Locked in the order in which records lock them, or the two could wait for each other.
-    locked = select(job.c.id).where(which, still_open).order_by(job.c.id).with_for_update()
-    rows = connection.execute(
-        update(job)
-        .where(job.c.id.in_(locked), still_open)
-        .values(state=State.CANCELLED, worker_id=None, finished_at=from_now())
-        .returning(job.c.batch_id)
-    ).all()
-    counts = Counter(row.batch_id for row in rows if row.batch_id)
-    for one, count in sorted(counts.items()):
-        values: dict[str, Any] = {"cancelled": batch.c.cancelled + count}
-        if batch_id is not None:
-            values["state"] = BatchState.CANCELLING
-        connection.execute(update(batch).where(batch.c.id == one).values(**values))
-        finish_batches(connection, [one])
-    return len(rows)
-
-
-def retry_failed(connection: Connection, batch_id: str) -> int:
-    """Put the failed and expired jobs of a batch back in its queue; return how many.
-
-    Their attempts stay on the books; their count of attempts and their time begin anew.
-    """
-    # Two of these at once would both count the same jobs: one waits here for the other.
-    connection.execute(select(batch.c.id).where(batch.c.id == batch_id).with_for_update())
-    again = select(job.c.id).where(
-        job.c.batch_id == batch_id, job.c.state.in_([State.FAILED, State.EXPIRED])
-    )
-    failed, expired = (
-        connection.scalar(
-            select(func.count()).where(job.c.batch_id == batch_id, job.c.state == state)
-        )
-        or 0
-        for state in (State.FAILED, State.EXPIRED)
-    )
-    if not failed + expired:
-        return 0
-    connection.execute(delete(tool_call).where(tool_call.c.job_id.in_(again)))
-    connection.execute(
-        update(job)
-        .where(job.c.id.in_(again))
-        .values(
-            state=State.QUEUED,
-            attempts=0,
-            followup=None,
-            started_at=None,
-            finished_at=None,
-            **dict.fromkeys(_OUTCOME),
-        )
-    )
-    connection.execute(
-        update(batch)
-        .where(batch.c.id == batch_id)
-        .values(
-            state=BatchState.IN_PROGRESS,
-            failed=batch.c.failed - failed,
-            expired=batch.c.expired - expired,
-            finished_at=None,
-            reported_at=None,
-            redrives=batch.c.redrives + 1,
-        )
-    )
-    return failed + expired

@@ -15,7 +15,7 @@ PAGE: Final = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one line."""
+    """What became of one line. `is_emptied`: a purge has removed its contents."""
 
     job_id: str
     custom_id: str
@@ -25,6 +25,7 @@ class Result:
     response: str | None
     error_code: str | None
     error_message: str | None
+    is_emptied: bool = False
 
 
 def results(database: Database, batch_id: str) -> Iterator[Result]:
@@ -41,6 +42,7 @@ def results(database: Database, batch_id: str) -> Iterator[Result]:
         job.c.response,
         job.c.error_code,
         job.c.error_message,
+        job.c.body == "",
     )
     statement = select(*columns).where(job.c.batch_id == batch_id).order_by(job.c.id).limit(PAGE)
     last = ""

@@ -69,7 +69,7 @@ def _revision(connection: Connection) -> str | None:
 @contextmanager
 def _locked(database: Database) -> Iterator[Connection]:
     if database.is_sqlite:
-        with _file_lock(str(database.engine.url.database)), database.write() as connection:
+        with _file_lock(str(database.engine.url.database)), database.rebuild() as connection:
             yield connection
     else:
         with database.write() as connection:

@@ -16,13 +16,17 @@ from worker.jobs.ids import new_id
 from worker.jobs.images import Image
 from worker.jobs.options import NO_OPTIONS, JobOptions
 from worker.jobs.states import BatchState, State
-from worker.models import batch, file, job, lane
+from worker.models import attempt, batch, file, job, lane, tool_call
+from worker.settings import UnknownOutcome
 from worker.store import images
 from worker.store.clock import from_now
 from worker.store.engine import ConflictError, Database
 from worker.store.lanes import NewLane, open_lanes
 
-DROP_CHUNK: Final = 10_000
+DROP_CHUNK: Final = 1_000
+
+ABANDONED_SECONDS: Final = 6 * 3600.0
+"""A submission that has taken so long is taken for dead, and what it stored is removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,8 @@ class NewJob:
     """A checked request, ready to be stored. `body` is its JSON text, verbatim.
 
     `endpoints` are the base URLs it may be sent to, none for those of the settings; `reasks` is how
-    often it may be asked again for an answer that matches its schema.
+    often it may be asked again for an answer that matches its schema. It expires so many seconds
+    after it was stored, None: with its batch. `unknown_outcome`: None for that of the settings.
     """
 
     line: int
@@ -41,13 +46,16 @@ class NewJob:
     stream: bool
     endpoints: tuple[str, ...] = ()
     reasks: int = 0
+    expires_seconds: float | None = None
+    unknown_outcome: UnknownOutcome | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
     """A batch about to be filled. `key` is unique: a second batch with it cannot be made.
 
-    `options` hold for its jobs where their lines have none of their own.
+    `options` hold for its jobs where their lines have none of their own; `expires_seconds` among
+    them is the deadline of the batch, from the moment it opens, whatever its lines say.
     """
 
     name: str
@@ -86,6 +94,9 @@ _ROW: Final = insert(job).values(
     multimodal=bindparam("multimodal"),
     stream=bindparam("stream"),
     reasks=bindparam("reasks"),
+    reasks_allowed=bindparam("reasks"),
+    expires_at=from_now(bindparam("expires_seconds")),
+    unknown_outcome=bindparam("unknown_outcome"),
     state=literal(State.QUEUED.value),
     created_at=bindparam("created_at"),
 )
@@ -137,6 +148,8 @@ def insert_jobs(
             "multimodal": one.multimodal,
             "stream": one.stream,
             "reasks": one.reasks,
+            "expires_seconds": one.expires_seconds,
+            "unknown_outcome": one.unknown_outcome,
             **common,
         }
         for one in jobs
@@ -172,8 +185,14 @@ class InputFile:
     sha256: str
 
 
-def open_batch(
-    connection: Connection, batch_id: str, total: int, source: InputFile | None, key: str | None
+def open_batch(  # noqa: PLR0913  # what is known of it only once it was read
+    connection: Connection,
+    batch_id: str,
+    total: int,
+    source: InputFile | None,
+    key: str | None,
+    *,
+    expires_seconds: float | None = None,
 ) -> None:
     """Show the batch: its jobs can be claimed. An empty one is finished at once.
 
@@ -191,6 +210,7 @@ def open_batch(
             key=key,
             input_file_id=file_id,
             in_progress_at=from_now(),
+            expires_at=None if expires_seconds is None else from_now(expires_seconds),
             finished_at=from_now() if done else None,
         )
     )
@@ -223,28 +243,64 @@ def release_key(connection: Connection, key: str) -> None:
     connection.execute(update(batch).where(batch.c.key == key).values(key=None))
 
 
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What one step removed. `is_last`: nothing of the batch is left."""
+
+    jobs: int = 0
+    calls: int = 0
+    batches: int = 0
+    is_last: bool = True
+
+
 def drop_batch(database: Database, batch_id: str) -> None:
-    """Remove a batch that was never opened, in steps that hold the database only briefly.
+    """Remove a batch that nobody sees, in steps that hold the database only briefly.
 
     One that was opened is left as it is.
     """
-    unseen = select(batch.c.id).where(
-        batch.c.id == batch_id, batch.c.state == BatchState.VALIDATING
-    )
-    chunk = select(job.c.id).where(job.c.batch_id.in_(unseen)).limit(DROP_CHUNK)
     while True:
         with database.write() as connection:
-            gone = connection.execute(delete(job).where(job.c.id.in_(chunk))).rowcount
-            if gone:
-                continue
-            connection.execute(delete(lane).where(lane.c.batch_id.in_(unseen)))
-            connection.execute(
-                delete(batch).where(batch.c.id == batch_id, batch.c.state == BatchState.VALIDATING)
-            )
-            return
+            if drop_step(connection, batch_id).is_last:
+                return
 
 
-def abandoned_batches(connection: Connection, older_than_seconds: float) -> list[str]:
+def drop_step(connection: Connection, batch_id: str) -> Dropped:
+    """Remove some of the jobs of a batch that nobody sees; with the last of them the batch.
+
+    What is `validating` is shown nowhere, so a removal that ends half-way leaves nothing odd to be
+    seen, and whoever comes next goes on with it.
+    """
+    # Locked, because of two who remove it at once one could find no job left that it may remove.
+    unseen = connection.execute(
+        select(batch.c.input_file_id)
+        .where(batch.c.id == batch_id, batch.c.state == BatchState.VALIDATING)
+        .with_for_update()
+    ).one_or_none()
+    if unseen is None:
+        return Dropped()
+    ids = connection.scalars(
+        select(job.c.id).where(job.c.batch_id == batch_id).order_by(job.c.id).limit(DROP_CHUNK)
+    ).all()
+    calls = drop_jobs(connection, ids)
+    if len(ids) == DROP_CHUNK:
+        return Dropped(len(ids), calls, is_last=False)
+    connection.execute(delete(lane).where(lane.c.batch_id == batch_id))
+    connection.execute(delete(batch).where(batch.c.id == batch_id))
+    connection.execute(delete(file).where(file.c.id == unseen.input_file_id))
+    return Dropped(len(ids), calls, batches=1)
+
+
+def drop_jobs(connection: Connection, ids: Sequence[str]) -> int:
+    """Remove jobs with all that hangs on them; return how many calls the ledger had of them."""
+    connection.execute(delete(tool_call).where(tool_call.c.job_id.in_(ids)))
+    calls = connection.execute(delete(attempt).where(attempt.c.job_id.in_(ids))).rowcount
+    connection.execute(delete(job).where(job.c.id.in_(ids)))
+    return calls
+
+
+def abandoned_batches(
+    connection: Connection, older_than_seconds: float = ABANDONED_SECONDS
+) -> list[str]:
     """List the batches whose submission died before it opened them."""
     rows = connection.execute(
         select(batch.c.id).where(

@@ -13,6 +13,22 @@ def insert_missing(connection: Connection, table: Table, rows: Sequence[Mapping[
         connection.execute(_insert(connection, table).on_conflict_do_nothing(), list(rows))
 
 
+def insert_or_touch(
+    connection: Connection,
+    table: Table,
+    rows: Sequence[Mapping[str, Any]],
+    touch: Mapping[str, ColumnElement[Any]],
+) -> None:
+    """Insert rows with these columns; where a primary key is there already, write only these."""
+    if rows:
+        connection.execute(
+            _insert(connection, table)
+            .values(**touch)
+            .on_conflict_do_update(index_elements=list(table.primary_key), set_=dict(touch)),
+            list(rows),
+        )
+
+
 def insert_or_update(
     connection: Connection,
     table: Table,
