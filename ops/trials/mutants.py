@@ -117,12 +117,13 @@ MUTANTS = (
         "claim: no lock and any state",
         CLAIMS_PY,
         (
+            (".with_for_update(skip_locked=True).cte", ".cte"),
             (
                 (
-                    "job.c.id.in_(chosen.where(_IN_TIME).with_for_update(skip_locked=True)),\n"
+                    "job.c.id.in_(select(ours.c.id)),\n"
                     "            job.c.state.in_([State.QUEUED, State.WAITING]),"
                 ),
-                "job.c.id.in_(chosen),",
+                "job.c.id.in_(select(ours.c.id)),",
             ),
         ),
         (f"{CLAIMS}::test_threads_claiming_one_lane_never_get_the_same_job_and_leave_none",),

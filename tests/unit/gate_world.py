@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -58,6 +59,39 @@ class Server:
             limit_requests=self.requests_per_minute if known else None,
             remaining_requests=int(self.left) if known else None,
         )
+
+
+@dataclass
+class Stormy(Server):
+    """A server without limits that, for a few seconds, turns four calls of five away."""
+
+    begins: float = 1_020.0
+    ends: float = 1_023.4
+    dice: random.Random = field(default_factory=random.Random)
+
+    def admit(self, now: float) -> Told | None:
+        """Turn a call away, or let it in."""
+        if self.begins <= now < self.ends and self.dice.random() < 0.8:
+            return Told(refused=True, wait_seconds=self.wait_seconds)
+        return super().admit(now)
+
+
+@dataclass
+class Windowed(Server):
+    """A server that counts from minute to minute: a window that is used up refuses everything."""
+
+    window: int = 0
+    used: int = 0
+
+    def admit(self, now: float) -> Told | None:
+        """Turn a call away, or let it in."""
+        if int(now // 60) != self.window:
+            self.window, self.used = int(now // 60), 0
+        if self.used >= self.requests_per_minute:
+            return Told(refused=True, wait_seconds=self.wait_seconds or None)
+        self.used += 1
+        self.in_flight += 1
+        return None
 
 
 @dataclass

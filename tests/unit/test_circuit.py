@@ -133,3 +133,20 @@ def test_a_probe_that_tells_nothing_is_replaced() -> None:
 def test_a_state_survives_being_written_down() -> None:
     state = opened()
     assert msgspec.json.decode(msgspec.json.encode(state), type=Circuit) == state
+
+
+def test_a_clock_that_is_set_back_does_not_keep_a_circuit_open() -> None:
+    state = opened()
+    earlier = NOW - 900.0
+    circuit.heed_setback(state, earlier)
+    assert circuit.seconds_closed(state, earlier) == pytest.approx(FIRST_REST_SECONDS)
+    began_at = probe(state)
+    succeed(state, began_at + 1.0, began_at)
+    assert not state.is_open
+
+
+def test_a_probe_is_not_waited_for_longer_than_a_probe_takes() -> None:
+    state = opened()
+    circuit.take_probe(state, NOW + 600.0)
+    circuit.heed_setback(state, NOW + 1.0)
+    assert circuit.seconds_closed(state, NOW + 1.0) == PROBE_SECONDS

@@ -1,4 +1,5 @@
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.gate_world import Server, World
+from tests.unit.gate_world import Server, Stormy, Windowed, World
 from worker.gate import meter
 from worker.gate.meter import Bucket, Caps, Leave, Meter, Told
 
@@ -182,6 +183,32 @@ def test_one_refusal_among_the_first_calls_is_soon_made_good(wait: float) -> Non
     assert world.rate(at + 15, at + 20) >= 10 * max(world.rate(at, at + 3), 1)
 
 
+@pytest.mark.parametrize(
+    ("workers", "slots", "latency"), [(3, 8, 0.7), (3, 10, 2.0), (4, 250, 1.0)]
+)
+@pytest.mark.parametrize("wait", [0.0, 1.0])
+def test_a_short_storm_of_refusals_is_soon_got_over(
+    workers: int, slots: int, latency: float, wait: float
+) -> None:
+    """What so few calls told, or what contradicts all before, is no limit to be kept for long."""
+    for seed in range(3):
+        dice = random.Random(seed)  # noqa: S311  # repeatable, guards nothing
+        server = Stormy(wait_seconds=wait, latency=latency, dice=dice)
+        world = World(server, workers=workers, slots=slots).run(70)
+        assert world.refused
+        assert world.rate(60, 70) >= 0.9 * world.rate(10, 20)
+        assert max(world.refused) < 25
+
+
+@pytest.mark.parametrize("limit", [60, 600])
+@pytest.mark.parametrize("wait", [0.0, 1.0, 20.0])
+def test_a_limit_counted_by_the_minute_is_used_up(limit: int, wait: float) -> None:
+    server = Windowed(requests_per_minute=limit, wait_seconds=wait, tells=False)
+    world = World(server, workers=2, slots=50).run(600)
+    assert world.rate(120, 600) >= 0.95 * limit / 60
+    assert world.refused_share(120, 600) <= 0.2
+
+
 def test_without_a_limit_all_slots_are_soon_in_use() -> None:
     world = World(Server(latency=1.0), workers=2, slots=50).run(20)
     assert world.rate(10, 20) >= 0.85 * 100
@@ -202,6 +229,16 @@ def test_the_settings_cap_tokens_by_what_calls_turn_out_to_cost() -> None:
 
 
 # --- waits and openings ---------------------------------------------------------------------------
+
+
+def test_a_clock_that_is_set_back_makes_nobody_wait_for_it() -> None:
+    state = proved()
+    meter.tell(state, Told(refused=True, wait_seconds=5.0), START, NO_CAPS, START)
+    earlier = START - 900.0
+    assert ask(state, 1, earlier).count == 0
+    assert ask(state, 1, earlier).wait_seconds == pytest.approx(5.0)
+    assert ask(state, 1, earlier + 6.0).count == 1
+    assert meter.in_flight(state, earlier + 6.0) == 1
 
 
 def test_a_wait_that_was_asked_holds_everybody() -> None:

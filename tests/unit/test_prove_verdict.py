@@ -198,7 +198,7 @@ def test_a_second_answer_is_explained_by_a_mark_in_the_ledger(mark: AttemptRow, 
         {"worker_1": {Fate.KILLED}},
         attempts=(mark, attempt("a", 2), attempt("b"), attempt("c")),
         calls=(*evidence().calls, call("a", 4)),
-        unknown_outcomes=int(mark.state == "unknown"),
+        unknown_outcomes=int(mark.maybe_billed),
     )
     assert judge(found).holds
     line = next(one for one in judge(found).lines if one.name == "calls made twice")
@@ -282,9 +282,13 @@ def test_a_dead_worker_cannot_have_lost_more_calls_than_it_had_slots() -> None:
 def test_unknown_outcomes_must_be_told_as_they_are() -> None:
     dead = {"worker_1": {Fate.KILLED}}
     attempts = (lost("a"), attempt("a", 2), attempt("b"), attempt("c"))
-    assert list(breaches(evidence(dead, attempts=attempts))) == ["unknown outcomes"]
+    assert breaches(evidence(dead, attempts=attempts)) == {
+        "unknown outcomes": ("0 are told, 1 are in the ledger",)
+    }
+    cut = attempt("a", error_code="stream_cut", maybe_billed=True)
+    assert list(breaches(evidence(attempts=(cut, *attempts[1:])))) == ["unknown outcomes"]
     unmarked = (replace(attempts[0], maybe_billed=False), *attempts[1:])
-    found = evidence(dead, attempts=unmarked, unknown_outcomes=1)
+    found = evidence(dead, attempts=unmarked)
     assert breaches(found) == {"unknown outcomes": ("a, call 1: not marked",)}
 
 

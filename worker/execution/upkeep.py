@@ -1,7 +1,8 @@
 """What every worker does in SQL once a second, beside the jobs it runs.
 
-It renews its lease, takes over what dead workers held, and ends what was cancelled or is past its
-deadline. Every step is guarded in SQL, so it does not matter how many workers do it at once.
+It renews its lease, takes over what dead workers held, ends what was cancelled or is past its
+deadline, and lets go on what a clock that went back would keep waiting. Every step is guarded in
+SQL, so it does not matter how many workers do it at once.
 """
 
 import time
@@ -12,7 +13,7 @@ from typing import Final
 import structlog
 
 from worker.settings import Settings
-from worker.store import endings, leases, lost
+from worker.store import endings, leases, lost, setback
 from worker.store.engine import Database
 from worker.store.leases import Sign
 from worker.store.records import mark_sent
@@ -68,17 +69,21 @@ class Upkeep:
         self._worker_id = worker_id
         self._settings = settings
         self._watch = Watch(settings.lease_seconds)
+        self._clock_went_back = True  # nobody may have been there to see it
 
     def run(self, newly_sent: Sequence[tuple[str, int]]) -> dict[str, int]:
         """Do it all once; return the jobs that this worker still holds, with their fences.
 
         `newly_sent` are calls that were seen in flight. Raises DatabaseError.
         """
+        lease = self._settings.lease_seconds
         with self._database.write() as connection:
-            leases.heartbeat(connection, self._worker_id, self._settings.lease_seconds)
+            self._clock_went_back |= setback.is_seen(connection, self._worker_id, lease)
+            leases.heartbeat(connection, self._worker_id, lease)
             if newly_sent:
                 mark_sent(connection, newly_sent)
         self._take_over()
+        self._mend_setback()
         self._end()
         with self._database.read() as connection:
             return leases.still_held(connection, self._worker_id)
@@ -98,6 +103,16 @@ class Upkeep:
             )
         if count:
             log.warning("jobs_rescued", count=count)
+
+    def _mend_setback(self) -> None:
+        count = 0
+        while self._clock_went_back:
+            with self._database.write() as connection:
+                step = setback.mend_step(connection)
+            count += step
+            self._clock_went_back = step > 0
+        if count:
+            log.warning("clock_went_back", freed=count)
 
     def _end(self) -> None:
         """End some of what was cancelled, or is past its deadline: the next run goes on."""

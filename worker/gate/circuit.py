@@ -30,6 +30,14 @@ class Circuit(msgspec.Struct):
         return self.opened_at > 0
 
 
+def heed_setback(circuit: Circuit, now: float) -> None:
+    """Where the clock has been set back, set back all moments with it: else they never come."""
+    if circuit.is_open and circuit.opened_at > now:
+        circuit.probe_at -= circuit.opened_at - now
+        circuit.opened_at = now
+    circuit.probe_at = min(circuit.probe_at, now + PROBE_SECONDS)
+
+
 def seconds_closed(circuit: Circuit, now: float) -> float:
     """Until a call may go: 0 for now, which of an open circuit means its probe."""
     return max(0.0, circuit.probe_at - now) if circuit.is_open else 0.0

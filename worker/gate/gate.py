@@ -99,9 +99,11 @@ class Gate:
         every = {target for one in asks for target in one.targets}
 
         def step(circuits: Circuits, meters: Meters, now: float) -> list[Grant]:
+            for one in circuits.values():
+                circuit.heed_setback(one, now)
             for target in every:
                 meter.hold(meters[target.name], self._worker, in_flight.get(target, 0), now)
-            return [self._grant(one, circuits, meters, now) for one in asks]
+            return [self._grant(each, circuits, meters, now) for each in asks]
 
         return self._change(every, step, keep=keep) if every else []
 

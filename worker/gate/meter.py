@@ -24,7 +24,7 @@ GROWTH_DOUBLES_SECONDS: Final = 10.0
 """What was cut grows by this share, and by as much again after each such time without a refusal."""
 
 EVIDENCE: Final = 10
-"""A limit is taken from what was let through only if so many calls were made."""
+"""A limit is taken from what was let through only if that was so many calls."""
 
 LITTLE_A_MINUTE: Final = 60.0
 LITTLE_IN_FLIGHT: Final = 4.0
@@ -43,6 +43,9 @@ HOLD_PER_WAIT: Final = 10.0
 
 OPENING_SECONDS: Final = 1.0
 """A meter that nobody has proved yet lets one call through in this time, then two, four, …"""
+
+SETBACK_SECONDS: Final = 5.0
+"""A clock that is so far behind what it was has been set back."""
 
 SEEN_SECONDS: Final = 15.0
 """A worker that has said nothing for so long has no calls in flight any more."""
@@ -105,8 +108,8 @@ class Meter(msgspec.Struct):
     limit is used, less after a refusal. `learnt_in_flight` is 0 where no refusal told of such a
     limit. `closed_until`: the server asked everybody to wait. Until a call begun after `opened_at`
     has `proved` that calls are let through, few are made (`opened` so far). `granted` counts calls
-    since the last cut, the `cut_…` those of the time before it, to see what was let through then;
-    `guessed`: those were too few to tell.
+    since the last cut, the `cut_…` those of the time before it, to see what was let through then,
+    under which limit; `guessed`: those were too few to tell, or it is far less than ever before.
     """
 
     at: float = 0.0
@@ -120,6 +123,7 @@ class Meter(msgspec.Struct):
     cut_granted: float = 0.0
     cut_refused: int = 0
     cut_seconds: float = 1.0
+    cut_limit: float = 0.0
     guessed: bool = False
     hold_until: float = 0.0
     opened_at: float = 0.0
@@ -182,6 +186,7 @@ def ask(meter: Meter, wanted: int, worker: str, caps: Caps, now: float) -> Leave
 
 def hold(meter: Meter, worker: str, in_flight: int, now: float) -> None:
     """Note how many calls a worker has in flight."""
+    _heed_setback(meter, now)
     meter.holders[worker] = Holder(now, in_flight)
 
 
@@ -224,6 +229,7 @@ def _opening(meter: Meter, now: float) -> tuple[float, float]:
 
 def _pass_time(meter: Meter, caps: Caps, now: float) -> None:
     """Refill the buckets and let what was cut grow again, up to the present."""
+    _heed_setback(meter, now)
     passed = max(0.0, now - meter.at) if meter.at else 0.0
     meter.at = max(now, meter.at)
     _grow(meter, passed, now)  # before the caps, which nothing may outgrow
@@ -234,6 +240,20 @@ def _pass_time(meter: Meter, caps: Caps, now: float) -> None:
         if cap and (not bucket.limit or bucket.limit > cap):
             bucket.set_limit(float(cap))
         bucket.refill(passed, meter.share)
+
+
+def _heed_setback(meter: Meter, now: float) -> None:
+    """Where the clock has been set back, set back all moments with it: else they never come."""
+    seconds = meter.at - now
+    if seconds < SETBACK_SECONDS:
+        return
+    meter.at = now
+    meter.closed_until -= seconds
+    meter.cut_at -= seconds
+    meter.hold_until -= seconds
+    meter.opened_at -= seconds
+    for one in meter.holders.values():
+        one.at -= seconds
 
 
 def _grow(meter: Meter, passed: float, now: float) -> None:
@@ -293,11 +313,14 @@ def _cut(meter: Meter, told: Told, began_at: float, now: float) -> None:
         meter.cut_granted, meter.cut_refused = meter.granted, 0
         meter.cut_seconds = max(1.0, now - since)
         meter.cut_at, meter.granted = now, 0.0
-        meter.guessed = meter.cut_granted < EVIDENCE
-        meter.hold_until = now + _hold_seconds(meter, told)
+        meter.cut_limit = meter.requests.limit
         if meter.stated and told.remaining_requests == 0:
             meter.share = max(0.1, meter.share * CUT)
     meter.cut_refused += 1
+    meter.guessed = (
+        meter.cut_granted - meter.cut_refused < EVIDENCE or _let_in(meter) < meter.cut_limit / 2
+    )
+    meter.hold_until = meter.cut_at + _hold_seconds(meter, told)
     meter.requests.level = min(meter.requests.level, 0.0)
     if not meter.stated:
         _learn_rate(meter, is_first=is_first)
@@ -320,10 +343,15 @@ def _hold_seconds(meter: Meter, told: Told) -> float:
 def _learn_rate(meter: Meter, *, is_first: bool) -> None:
     """Take for the limit what was let through before the cut."""
     known = meter.requests.limit or math.inf
-    let_in = (meter.cut_granted - meter.cut_refused) * 60 / meter.cut_seconds * CUT
+    let_in = _let_in(meter)
     if meter.guessed:
         let_in = max(let_in, min(LITTLE_A_MINUTE, known / 2 if is_first else known))
     meter.requests.set_limit(max(1.0, min(known, let_in)))
+
+
+def _let_in(meter: Meter) -> float:
+    """What was let through a minute before the cut, less what is left unused of a limit."""
+    return (meter.cut_granted - meter.cut_refused) * 60 / meter.cut_seconds * CUT
 
 
 def _learn_cost(meter: Meter, tokens: int) -> None:

@@ -57,7 +57,7 @@ from worker.store import schema
 from worker.store.engine import Database
 from worker.store.scratch import Loss, install_audit, read_books
 
-SETTLE_SECONDS: Final = 90.0
+SETTLE_SECONDS: Final = 180.0
 """The work must have ended so long after the turmoil."""
 
 DRAIN_SECONDS: Final = 1.0

@@ -285,13 +285,16 @@ def _times_gone(posting: Posting) -> int:
 
 
 def _unknowns(evidence: Evidence) -> Line:
-    """Calls of unknown outcome, as the queue counts them and as they stand in the ledger."""
-    found = [one for one in evidence.books.attempts if one.state == AttemptState.UNKNOWN]
+    """Calls that may have been billed in vain, as the queue counts them and as the ledger does."""
+    attempts = evidence.books.attempts
     breaches = [
-        f"{one.job_id}, call {one.fence}: not marked" for one in found if not one.maybe_billed
+        f"{one.job_id}, call {one.fence}: not marked"
+        for one in attempts
+        if one.state == AttemptState.UNKNOWN and not one.maybe_billed
     ]
-    if evidence.unknown_outcomes != len(found):
-        breaches.append(f"{evidence.unknown_outcomes} are told, {len(found)} are in the ledger")
+    marked = sum(one.maybe_billed for one in attempts)
+    if evidence.unknown_outcomes != marked:
+        breaches.append(f"{evidence.unknown_outcomes} are told, {marked} are in the ledger")
     return Line("unknown outcomes", evidence.unknown_outcomes, breaches=_examples(breaches))
 
 

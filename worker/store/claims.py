@@ -145,10 +145,13 @@ def _claim(
         if deadline_seconds
         else {}
     )
+    # Apart, so that it is run once: PostgreSQL may run what stands in an IN again for each row, and
+    # each time find others, past the limit.
+    ours = chosen.where(_IN_TIME).with_for_update(skip_locked=True).cte("ours")
     statement = (
         update(job)
         .where(
-            job.c.id.in_(chosen.where(_IN_TIME).with_for_update(skip_locked=True)),
+            job.c.id.in_(select(ours.c.id)),
             job.c.state.in_([State.QUEUED, State.WAITING]),
         )
         .values(

@@ -255,7 +255,7 @@ def take_reports(
     """Take the batches that are due to be reported and that nobody else takes: now it is ours.
 
     An open one is due when its last report is that old; one that has ended, until it was reported
-    once that long after its end.
+    once that long after its end. A report that is yet to come is from before the clock went back.
     """
     owed = or_(
         batch.c.finished_at.is_(None),
@@ -266,7 +266,11 @@ def take_reports(
         select(*_BATCH_COLUMNS, batch.c.reported_at.is_(None))
         .where(
             batch.c.state != BatchState.VALIDATING,
-            or_(batch.c.reported_at.is_(None), batch.c.reported_at <= from_now(-every_seconds)),
+            or_(
+                batch.c.reported_at.is_(None),
+                batch.c.reported_at <= from_now(-every_seconds),
+                batch.c.reported_at > from_now(every_seconds),
+            ),
             owed,
         )
         .order_by(batch.c.id)
