@@ -231,6 +231,20 @@ def test_the_settings_cap_tokens_by_what_calls_turn_out_to_cost() -> None:
 # --- waits and openings ---------------------------------------------------------------------------
 
 
+def test_calls_from_before_a_meter_was_lost_teach_the_new_one_no_rate() -> None:
+    """As when Redis is emptied under load: what is told first began under the old one."""
+    state = Meter()
+    for n in range(20):
+        meter.tell(state, PROOF, START - 1.0, NO_CAPS, START + n / 100)
+    assert not state.proved
+    assert ask(state, 10, START + 1.0).count == 1
+    for n in range(20):
+        told = Told(refused=True, wait_seconds=1.0)
+        meter.tell(state, told, START + 1.0, NO_CAPS, START + 2.0 + n / 100)
+    assert state.guessed
+    assert state.requests.limit >= 30.0
+
+
 def test_a_clock_that_is_set_back_makes_nobody_wait_for_it() -> None:
     state = proved()
     meter.tell(state, Told(refused=True, wait_seconds=5.0), START, NO_CAPS, START)

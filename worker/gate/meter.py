@@ -230,7 +230,9 @@ def _opening(meter: Meter, now: float) -> tuple[float, float]:
 def _pass_time(meter: Meter, caps: Caps, now: float) -> None:
     """Refill the buckets and let what was cut grow again, up to the present."""
     _heed_setback(meter, now)
-    passed = max(0.0, now - meter.at) if meter.at else 0.0
+    if not meter.at:
+        meter.opened_at = meter.at = now
+    passed = max(0.0, now - meter.at)
     meter.at = max(now, meter.at)
     _grow(meter, passed, now)  # before the caps, which nothing may outgrow
     for bucket, cap in (
