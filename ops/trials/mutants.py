@@ -197,6 +197,12 @@ MUTANTS = (
         ("tests/unit/test_upkeep.py",),
     ),
     Mutant(
+        "clock: nobody sees that it went back",
+        "worker/execution/upkeep.py",
+        (("        self._mend_setback()\n", ""),),
+        ("tests/contract/test_setback.py",),
+    ),
+    Mutant(
         "rescue: lost calls stay open",
         LOST_PY,
         (("    lose_calls(connection, [row.id for row in lost], WORKER_LOST, message)\n", ""),),

@@ -30,7 +30,7 @@ KILL = program()
 def upstream() -> Any:
     """Two jobs, each asked once and answered."""
     requests = [KILL.Request(n, f"marker-{n:06}", f"job-{n}", answered=True) for n in range(2)]
-    return SimpleNamespace(requests=requests, strange=[])
+    return SimpleNamespace(requests=requests, strange=[], broken_off=0)
 
 
 def books(api: Any) -> Any:
@@ -120,3 +120,13 @@ def test_calls_made_twice_that_no_strike_explains_are_told() -> None:
     twice, wrong = KILL.unmarked(product, books(api), api, strikes, KILL.random.Random(0))
     assert twice == 3
     assert wrong[0] == "3 calls made twice, the strikes explain 2"
+
+
+def test_unknown_outcomes_that_nothing_explains_are_told() -> None:
+    api, found = upstream(), books(upstream())
+    api.broken_off = 1
+    found.status["unknown_outcomes"] = 4
+    product = SimpleNamespace(json=lambda *_: {"calls": [ANSWERED | {"number": 0}]})
+    strikes = KILL.Strikes(1, Counter(), 1, 2)
+    _, wrong = KILL.unmarked(product, found, api, strikes, KILL.random.Random(0))
+    assert wrong[0] == "4 calls of unknown outcome, of which 3 are explained"
