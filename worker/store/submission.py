@@ -6,10 +6,10 @@ all or nothing however long it takes, and holds no lock while it lasts.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, delete, insert, literal, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from worker.errors import NotFoundError
 from worker.jobs.ids import new_id
@@ -21,6 +21,7 @@ from worker.settings import UnknownOutcome
 from worker.store import images
 from worker.store.clock import from_now
 from worker.store.engine import ConflictError, Database
+from worker.store.intake import insert_many
 from worker.store.lanes import NewLane, open_lanes
 
 DROP_CHUNK: Final = 1_000
@@ -81,27 +82,6 @@ def create_batch(connection: Connection, new: NewBatch) -> str:
     return batch_id
 
 
-_ROW: Final = insert(job).values(
-    queue=bindparam("queue"),
-    priority=bindparam("priority"),
-    batch_id=bindparam("batch_id"),
-    lane_id=bindparam("lane_id"),
-    id=bindparam("id"),
-    line=bindparam("line"),
-    custom_id=bindparam("custom_id"),
-    body=bindparam("body"),
-    model=bindparam("model"),
-    multimodal=bindparam("multimodal"),
-    stream=bindparam("stream"),
-    reasks=bindparam("reasks"),
-    reasks_allowed=bindparam("reasks"),
-    expires_at=from_now(bindparam("expires_seconds")),
-    unknown_outcome=bindparam("unknown_outcome"),
-    state=literal(State.QUEUED.value),
-    created_at=bindparam("created_at"),
-)
-
-
 def add_jobs(
     database: Database,
     batch_id: str,
@@ -136,28 +116,44 @@ def insert_jobs(
     }
     lane_ids = {kind: one.id for kind, one in lanes.items()}
     now = datetime.now(UTC)
-    common = {"batch_id": batch_id, "queue": new.queue, "priority": new.priority, "created_at": now}
     rows: list[dict[str, Any]] = [
         {
             "id": new_id("job"),
+            "batch_id": batch_id,
             "lane_id": lane_ids[_kind(one)],
             "line": one.line,
             "custom_id": one.custom_id,
+            "queue": new.queue,
+            "priority": new.priority,
             "body": one.body,
             "model": one.model,
             "multimodal": one.multimodal,
             "stream": one.stream,
+            "state": State.QUEUED.value,
+            "created_at": now,
             "reasks": one.reasks,
-            "expires_seconds": one.expires_seconds,
+            "reasks_allowed": one.reasks,
+            "expires_at": None,
             "unknown_outcome": one.unknown_outcome,
-            **common,
         }
         for one in jobs
     ]
-    if rows:
-        open_lanes(connection, set(lanes.values()))
-        connection.execute(_ROW, rows)
+    _set_deadlines(connection, jobs, rows)
+    open_lanes(connection, set(lanes.values()))
+    insert_many(connection, job, rows)
     return [row["id"] for row in rows]
+
+
+def _set_deadlines(
+    connection: Connection, jobs: Sequence[NewJob], rows: Sequence[dict[str, Any]]
+) -> None:
+    """Give the jobs that expire their time, by the database's clock."""
+    if all(one.expires_seconds is None for one in jobs):
+        return
+    now = connection.execute(select(from_now())).scalar_one()
+    for one, row in zip(jobs, rows, strict=True):
+        if one.expires_seconds is not None:
+            row["expires_at"] = now + timedelta(seconds=one.expires_seconds)
 
 
 def _kind(one: NewJob) -> tuple[str, bool, tuple[str, ...]]:
