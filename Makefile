@@ -99,9 +99,15 @@ lock: | $(BIN)/python ## Take the newest versions that fit into constraints.txt
 docs: $(VENV)/.installed ## Write ops/reference.md from the code
 	@$(BIN)/python ops/make_reference.py
 
+# Beside the tools, what others use to make many calls. Only newest versions are worth comparing.
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	@echo "installing what chatqueue is compared with"
+	@$(PIP) install --no-compile -c $(LOCK) -e '.[bench]'
+	@touch $@
+
 .PHONY: bench
-bench: $(VENV)/.installed-dev ## Measure one worker: CPU per job, jobs/s, busy slots
-	@$(BIN)/python ops/bench/main_job.py $(BENCH)
+bench: $(VENV)/.installed-bench ## Measure chatqueue beside the others: CPU per job, jobs/s, memory
+	@$(BIN)/python ops/bench/compare.py $(BENCH)
 
 .PHONY: mutants
 mutants: $(VENV)/.installed-dev ## Remove each guard of the books: a test must notice

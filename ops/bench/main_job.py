@@ -95,7 +95,8 @@ def _worker(settings: Settings) -> Iterator[psutil.Process]:
 
 
 def _measure(settings: Settings, url: str, jobs: int) -> dict[str, float]:
-    subprocess.run([*PYTHON, "migrate"], env=settings.environment(), check=True)
+    migrate = [*PYTHON, "migrate"]
+    subprocess.run(migrate, env=settings.environment(), check=True, stdout=subprocess.DEVNULL)
     with Client(settings) as client, httpx.Client(base_url=url) as simulator:
         bodies = (
             {"model": "gpt-5.1", "messages": [{"role": "user", "content": QUESTION.format(number)}]}

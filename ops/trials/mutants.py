@@ -152,7 +152,7 @@ MUTANTS = (
     Mutant(
         "claim: no line in the ledger",
         CLAIMS_PY,
-        (("        connection.execute(_PREPARE, ledger)\n", "        len(ledger)\n"),),
+        (("    insert_many(connection, attempt, ledger)\n", "    len(ledger)\n"),),
         (f"{CLAIMS}::test_the_ledger_has_a_row_for_each_claim_before_any_call",),
     ),
     Mutant(

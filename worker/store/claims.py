@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from sqlalchemy import Connection, Select, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, Select, func, or_, select, update
 
 from worker.jobs.states import AttemptState, State
 from worker.models import attempt, job
 from worker.store import images
 from worker.store.clock import from_now
+from worker.store.intake import insert_many
 from worker.store.lanes import UNRUNG, Lane
 
 
@@ -61,15 +62,6 @@ _CLAIMED: Final = (
     job.c.followup,
     job.c.revision,
     job.c.unknown_outcome,
-)
-
-_PREPARE: Final = insert(attempt).values(
-    job_id=bindparam("job_id"),
-    fence=bindparam("fence"),
-    state=AttemptState.PREPARED,
-    worker_id=bindparam("worker_id"),
-    endpoint=bindparam("endpoint"),
-    prepared_at=from_now(),
 )
 
 _IN_TIME: Final = or_(job.c.expires_at.is_(None), job.c.expires_at > from_now())
@@ -163,15 +155,24 @@ def _claim(
             started_at=func.coalesce(job.c.started_at, from_now()),
             **deadline,
         )
-        .returning(*_CLAIMED)
+        .returning(*_CLAIMED, from_now())
     )
-    claimed = sorted((Claimed(*row) for row in connection.execute(statement)), key=lambda c: c.id)
-    if claimed:
-        ledger = [
-            {"job_id": c.id, "fence": c.fence, "worker_id": worker_id, "endpoint": to(c)}
-            for c in claimed
-        ]
-        connection.execute(_PREPARE, ledger)
+    rows = connection.execute(statement).all()
+    if not rows:
+        return []
+    claimed = sorted((Claimed(*row[:-1]) for row in rows), key=lambda c: c.id)
+    ledger = [
+        {
+            "job_id": c.id,
+            "fence": c.fence,
+            "state": AttemptState.PREPARED.value,
+            "worker_id": worker_id,
+            "endpoint": to(c),
+            "prepared_at": rows[0][-1],
+        }
+        for c in claimed
+    ]
+    insert_many(connection, attempt, ledger)
     return _with_images(connection, claimed)
 
 

@@ -1,4 +1,4 @@
-"""Writing many new rows at once, in the way that is cheapest on each database.
+"""Writing many new rows at once, jobs or lines of the ledger, as is cheapest on each database.
 
 PostgreSQL has COPY: planning, binding and answering a row at a time costs it several times what the
 row does. SQLite is in this process already; it takes rows as they are.
