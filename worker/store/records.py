@@ -9,13 +9,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, and_, bindparam, case, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Float,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    case,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.types import TypeEngine
 
 from worker.jobs.outcomes import Answer, Exchange, Failure, Usage
 from worker.jobs.states import TERMINAL, AttemptState, BatchState, State
 from worker.models import attempt, batch, job, tool_call
 from worker.store import pauses
 from worker.store.clock import from_now
+from worker.store.manyfold import Given, ManyfoldUpdate
 from worker.store.pauses import Refusal
 
 MESSAGE_LIMIT: Final = 2_000
@@ -70,63 +84,75 @@ OUTCOME_COLUMNS: Final = (
 )
 """The columns of a job that say how its last call ended."""
 
-_FINISH: Final = (
-    update(job)
-    .where(
-        job.c.id == bindparam("b_id"),
-        job.c.fence == bindparam("b_fence"),
+_KEY: Final[dict[str, TypeEngine[Any]]] = {"b_id": job.c.id.type, "b_fence": job.c.fence.type}
+
+
+def _types(table: Table, *names: str) -> dict[str, TypeEngine[Any]]:
+    """Name what a row of an update has: the key of a call, and these columns."""
+    return _KEY | {name: table.c[name].type for name in names}
+
+
+def _held_job(given: Given) -> ColumnElement[bool]:
+    """Find the job that still is what the call was made for."""
+    return and_(
+        job.c.id == given("b_id"),
+        job.c.fence == given("b_fence"),
         job.c.state == State.RUNNING,
     )
-    .values(
-        worker_id=None,
-        finished_at=from_now(),
-        **{name: bindparam(name) for name in ("state", *OUTCOME_COLUMNS)},
+
+
+def _finish(given: Given) -> Update:
+    told = {name: given(name) for name in ("state", *OUTCOME_COLUMNS)}
+    return (
+        update(job).where(_held_job(given)).values(worker_id=None, finished_at=from_now(), **told)
     )
+
+
+_KEPT: Final = ("diverts", "reasks", "followup", "error_class", "error_code", "error_message")
+
+
+def _put_off(given: Given) -> Update:
+    return (
+        update(job)
+        .where(_held_job(given))
+        .values(
+            state=given("state"),
+            worker_id=None,
+            due_at=from_now(given("delay_seconds")),
+            attempts=job.c.attempts - given("unburnt"),
+            **{name: given(name) for name in _KEPT},
+        )
+    )
+
+
+_TOLD: Final = (
+    "seconds",
+    "first_token_seconds",
+    "status",
+    "request_id",
+    "error_class",
+    "error_code",
+    "error_message",
+    "maybe_billed",
+    *(f"{name}_tokens" for name in _USAGE),
 )
 
-_PUT_OFF: Final = (
-    update(job)
-    .where(
-        job.c.id == bindparam("b_id"),
-        job.c.fence == bindparam("b_fence"),
-        job.c.state == State.RUNNING,
-    )
-    .values(
-        state=bindparam("state"),
-        worker_id=None,
-        due_at=from_now(bindparam("delay_seconds")),
-        diverts=bindparam("diverts"),
-        attempts=job.c.attempts - bindparam("unburnt"),
-        reasks=bindparam("reasks"),
-        followup=bindparam("followup"),
-        error_class=bindparam("error_class"),
-        error_code=bindparam("error_code"),
-        error_message=bindparam("error_message"),
-    )
-)
 
-_ANSWER: Final = (
-    update(attempt)
-    .where(attempt.c.job_id == bindparam("b_id"), attempt.c.fence == bindparam("b_fence"))
-    .values(
-        state=AttemptState.ANSWERED,
-        answered_at=from_now(),
-        **{
-            name: bindparam(name)
-            for name in (
-                "seconds",
-                "first_token_seconds",
-                "status",
-                "request_id",
-                "error_class",
-                "error_code",
-                "error_message",
-                "maybe_billed",
-                *(f"{name}_tokens" for name in _USAGE),
-            )
-        },
+def _answer(given: Given) -> Update:
+    told = {name: given(name) for name in _TOLD}
+    return (
+        update(attempt)
+        .where(attempt.c.job_id == given("b_id"), attempt.c.fence == given("b_fence"))
+        .values(state=AttemptState.ANSWERED, answered_at=from_now(), **told)
     )
+
+
+_FINISH: Final = ManyfoldUpdate(_finish, _types(job, "state", *OUTCOME_COLUMNS))
+_PUT_OFF: Final = ManyfoldUpdate(
+    _put_off,
+    _types(job, "state", *_KEPT) | {"delay_seconds": Float(), "unburnt": job.c.attempts.type},
 )
+_ANSWER: Final = ManyfoldUpdate(_answer, _types(attempt, *_TOLD))
 
 _COUNT: Final = (
     update(batch)
@@ -155,11 +181,11 @@ def record(connection: Connection, records: Sequence[Record]) -> Recorded:
     finished = [r for r in live if r.state in TERMINAL]
     put_off = [r for r in live if r.state in {State.WAITING, State.HELD}]
     if finished:
-        connection.execute(_FINISH, [_finish_row(r) for r in finished])
+        _FINISH.execute(connection, [_finish_row(r) for r in finished])
         _write_tool_calls(connection, finished)
     if put_off:
-        connection.execute(_PUT_OFF, [_put_off_row(r) for r in put_off])
-    connection.execute(_ANSWER, [_attempt_row(r) for r in records])
+        _PUT_OFF.execute(connection, [_put_off_row(r) for r in put_off])
+    _ANSWER.execute(connection, [_attempt_row(r) for r in records])
     _settle_pauses(connection, records)
     done = _count(connection, live)
     return Recorded(frozenset(r.job_id for r in live), done)
