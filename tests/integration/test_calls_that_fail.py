@@ -283,4 +283,5 @@ def test_a_job_ends_with_its_last_error_at_its_deadline(strict_site: Site) -> No
     for job in (slow, bad):
         assert (job.state, job.error_code) == (State.EXPIRED, "service_unavailable")
     assert strict_site.calls_of(scripted("503+retry_after=60")) == 1
-    assert 2 <= strict_site.calls_of(scripted("503+retry_after=0.3")) <= 7
+    # How often it comes to be tried depends on how long the circuit rests that it may open.
+    assert 1 <= strict_site.calls_of(scripted("503+retry_after=0.3")) <= 7

@@ -177,6 +177,8 @@ def test_a_scenario_of_every_fault_ends_with_a_clean_verdict(site: Site, llmock:
     assert all(job.content for job in jobs)
     assert sorted({job.finish_reason or "" for job in jobs}) == ["length", "stop"]
     attempts = [one for job in jobs for one in site.client.attempts(job.id)]
-    assert len(attempts) == verdict["attempts"]
+    # Each call that arrived is in the ledger; one whose connection broke on the way is there too.
+    unseen = len(attempts) - verdict["attempts"]
+    assert 0 <= unseen <= sum(one.status is None and one.error_code is not None for one in attempts)
     billed = {one.error_code for one in attempts if one.maybe_billed}
     assert {"stream_cut", "stream_unreadable", "read_timeout", "gateway_timeout"} <= billed
