@@ -208,6 +208,7 @@ def parallel_script(bodies: Sequence[Body], options: argparse.Namespace) -> Body
 
 def litellm(bodies: Sequence[Body], options: argparse.Namespace) -> Body:
     """Litellm's acompletion, with its logging of everything off."""
+    # An extra, which the checks do not install; imported here as above.
     import litellm as library  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
 
     library.suppress_debug_info = True
@@ -227,6 +228,7 @@ def litellm(bodies: Sequence[Body], options: argparse.Namespace) -> Body:
 
 def langchain(bodies: Sequence[Body], options: argparse.Namespace) -> Body:
     """langchain-openai's abatch, with its limit of calls at a time."""
+    # As above.
     from langchain_openai import (  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
         ChatOpenAI,
     )

@@ -20,7 +20,7 @@ from tests.contract.acts import (
 )
 from worker.errors import DatabaseError, SchemaError
 from worker.jobs.states import State
-from worker.models import attempt, batch, job, metadata
+from worker.models import attempt, batch, job, metadata, worker
 from worker.store import schema
 from worker.store.engine import ConflictError, Database, RefusedError
 
@@ -97,6 +97,30 @@ def test_the_schema_goes_down_and_up_again(empty_url: str) -> None:
         assert schema.migrate(database)[0] is None
         schema.verify(database)
         submit_batch(database, 1)
+
+
+def test_leases_of_an_older_version_are_rewritten_so_that_they_can_be_found_lapsed(
+    tmp_path: Path,
+) -> None:
+    """SQLite's own clock wrote milliseconds, which never equal the driver's microseconds."""
+    with Database(f"sqlite:///{tmp_path / 'chatqueue.db'}") as database:
+        config = schema._config()
+        with database.rebuild() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "0003")
+            connection.execute(
+                text(
+                    "INSERT INTO worker (id, name, host, pid, started_at, lease_until) VALUES"
+                    " ('w', 'w@h', 'h', 1, '2026-11-25 07:00:00.000', '2026-11-25 07:00:01.500')"
+                )
+            )
+        schema.migrate(database)
+        with database.read() as connection:
+            stored = connection.execute(text("SELECT lease_until FROM worker")).scalar_one()
+            found = connection.execute(select(worker.c.lease_until)).scalar_one()
+            same = select(worker.c.id).where(worker.c.lease_until == found)
+            assert stored == "2026-11-25 07:00:01.500000"
+            assert connection.scalar(same) == "w"
 
 
 @pytest.mark.parametrize(

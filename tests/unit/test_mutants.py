@@ -1,27 +1,12 @@
 """The mutants of `make mutants` still fit the tree: each text is there, once, and its tests too."""
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.programs import ROOT, program
 
-
-def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("mutants", ROOT / "ops/trials/mutants.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-MUTANTS = program().MUTANTS
+MUTANTS = program("ops/trials/mutants.py").MUTANTS
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[one.name for one in MUTANTS])

@@ -1,30 +1,18 @@
 """The trial that kills workers finds what it looks for: each kind of breach, made up, is told."""
 
-import importlib.util
-import sys
 from collections import Counter
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.programs import program
+
 ANSWERED = {"state": "answered", "error_code": None, "maybe_billed": False}
 UNKNOWN = {"state": "unknown", "error_code": "worker_lost", "maybe_billed": True}
 
 
-def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("kill", ROOT / "ops/trials/kill.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-KILL = program()
+KILL = program("ops/trials/kill.py")
 
 
 def upstream() -> Any:

@@ -7,6 +7,7 @@ is the caller's decision (`worker.execution.dispatch`).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Final
 
 from sqlalchemy import Connection, Select, func, or_, select, update
@@ -161,6 +162,18 @@ def _claim(
     if not rows:
         return []
     claimed = sorted((Claimed(*row[:-1]) for row in rows), key=lambda c: c.id)
+    _prepare(connection, worker_id, claimed, to, rows[0][-1])
+    return _with_images(connection, claimed)
+
+
+def _prepare(
+    connection: Connection,
+    worker_id: str,
+    claimed: Sequence[Claimed],
+    to: EndpointOf,
+    now: datetime,
+) -> None:
+    """Write the calls that are about to be made into the ledger."""
     ledger = [
         {
             "job_id": c.id,
@@ -168,12 +181,11 @@ def _claim(
             "state": AttemptState.PREPARED.value,
             "worker_id": worker_id,
             "endpoint": to(c),
-            "prepared_at": rows[0][-1],
+            "prepared_at": now,
         }
         for c in claimed
     ]
     insert_many(connection, attempt, ledger)
-    return _with_images(connection, claimed)
 
 
 def _with_images(connection: Connection, claimed: Sequence[Claimed]) -> list[Claimed]:
