@@ -71,8 +71,8 @@ MUTANTS = (
         RECORDS_PY,
         (
             (
-                ".where(job.c.id.in_([r.job_id for r in records]), job.c.state == State.RUNNING)",
-                ".where(job.c.id.in_([r.job_id for r in records]))",
+                'bindparam("ids", expanding=True)), job.c.state == State.RUNNING)',
+                'bindparam("ids", expanding=True)))',
             ),
             (
                 "        job.c.state == State.RUNNING,\n    )\n\n\ndef _finish",

@@ -204,14 +204,17 @@ def _settle_pauses(connection: Connection, records: Sequence[Record]) -> None:
             pauses.end_if_proved(connection, one.proves, one.job_id, one.fence)
 
 
+_HELD: Final = (
+    select(job.c.id, job.c.fence)
+    .where(job.c.id.in_(bindparam("ids", expanding=True)), job.c.state == State.RUNNING)
+    .order_by(job.c.id)
+    .with_for_update()
+)
+
+
 def _held(connection: Connection, records: Sequence[Record]) -> dict[str, int]:
     """Lock these jobs, always in the same order, and read the fences of those still running."""
-    rows = connection.execute(
-        select(job.c.id, job.c.fence)
-        .where(job.c.id.in_([r.job_id for r in records]), job.c.state == State.RUNNING)
-        .order_by(job.c.id)
-        .with_for_update()
-    )
+    rows = connection.execute(_HELD, {"ids": [r.job_id for r in records]})
     return {row.id: row.fence for row in rows}
 
 
@@ -250,30 +253,28 @@ def _add_usage(counter: Counter[str], usage: Usage | None) -> None:
             counter[f"{name}_tokens"] += getattr(usage, f"{name}_tokens")
 
 
+_FINISH_BATCHES: Final = (
+    update(batch)
+    .where(
+        batch.c.id.in_(bindparam("ids", expanding=True)),
+        batch.c.state.in_([BatchState.IN_PROGRESS, BatchState.CANCELLING]),
+        batch.c.succeeded + batch.c.failed + batch.c.cancelled + batch.c.expired >= batch.c.total,
+    )
+    .values(
+        state=case(
+            (batch.c.state == BatchState.CANCELLING, BatchState.CANCELLED),
+            (and_(batch.c.expires_at <= from_now(), batch.c.expired > 0), BatchState.EXPIRED),
+            else_=BatchState.COMPLETED,
+        ),
+        finished_at=from_now(),
+    )
+    .returning(batch.c.id)
+)
+
+
 def finish_batches(connection: Connection, batch_ids: Sequence[str]) -> tuple[str, ...]:
     """Close those of these batches whose every job is done; return the ones closed by this."""
-    over = batch.c.succeeded + batch.c.failed + batch.c.cancelled + batch.c.expired
-    rows = connection.execute(
-        update(batch)
-        .where(
-            batch.c.id.in_(batch_ids),
-            batch.c.state.in_([BatchState.IN_PROGRESS, BatchState.CANCELLING]),
-            over >= batch.c.total,
-        )
-        .values(
-            state=case(
-                (batch.c.state == BatchState.CANCELLING, BatchState.CANCELLED),
-                (
-                    and_(batch.c.expires_at <= from_now(), batch.c.expired > 0),
-                    BatchState.EXPIRED,
-                ),
-                else_=BatchState.COMPLETED,
-            ),
-            finished_at=from_now(),
-        )
-        .returning(batch.c.id)
-    )
-    return tuple(row.id for row in rows)
+    return tuple(connection.scalars(_FINISH_BATCHES, {"ids": batch_ids}))
 
 
 def _usage_row(usage: Usage | None) -> dict[str, int | None]:

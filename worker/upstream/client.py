@@ -157,13 +157,19 @@ class Upstream:
     def _request(
         self, endpoint: str, body: str, silence: float, idempotency_key: str
     ) -> httpx.Request:
-        return httpx.Request(
+        headers = httpx.Headers(self._headers[endpoint], "ascii")
+        headers["Idempotency-Key"] = idempotency_key
+        # As a stream that is read: of content given as such httpx would look for a form, and add
+        # the headers that aiohttp adds anyway.
+        request = httpx.Request(
             "POST",
             self._url(endpoint),
-            headers={**self._headers[endpoint], "Idempotency-Key": idempotency_key},
-            content=body.encode(),
+            headers=headers,
+            stream=httpx.ByteStream(body.encode()),
             extensions={"timeout": {"connect": self._timeouts.connect, "read": silence}},
         )
+        request.read()
+        return request
 
     def _url(self, endpoint: str) -> httpx.URL:
         # There are few endpoints and many calls, and a URL takes long to parse.
@@ -175,27 +181,26 @@ class Upstream:
     async def _exchange(
         self, request: httpx.Request, progress: "_Progress", *, stream: bool
     ) -> Outcome:
-        response = await self._transport.handle_async_request(request)
-        progress.response = response
-        progress.limits = read_rate_limits(response.headers)
+        reply = progress.reply = _Reply(await self._transport.handle_async_request(request))
+        progress.limits = read_rate_limits(reply.headers)
         try:
-            if not response.is_success:
+            if not reply.is_success:
                 # What it says is clear from its status: nobody waits long for the rest.
                 async with asyncio.timeout(self._timeouts.idle):
-                    body = await _read_body(response, progress, MAX_REFUSAL_BYTES)
-                return read_failure(response.status_code, response.headers, body, now=_now())
-            if _is_stream(response, asked=stream):
-                return await self._read_stream(response, progress)
-            body = await _read_body(response, progress, MAX_ANSWER_BYTES)
-            return read_answer(response.status_code, response.headers, body, now=_now())
+                    body = await _read_body(reply, progress, MAX_REFUSAL_BYTES)
+                return read_failure(reply.status, reply.headers, body, now=_now())
+            if reply.is_stream(asked=stream):
+                return await self._read_stream(reply, progress)
+            body = await _read_body(reply, progress, MAX_ANSWER_BYTES)
+            return read_answer(reply.status, reply.headers, body, now=_now())
         finally:
-            await response.aclose()
+            await reply.body.aclose()
 
-    async def _read_stream(self, response: httpx.Response, progress: "_Progress") -> Outcome:
-        assembler = StreamAssembler(response.status_code, response.headers, now=_now())
+    async def _read_stream(self, reply: "_Reply", progress: "_Progress") -> Outcome:
+        assembler = StreamAssembler(reply.status, reply.headers, now=_now())
         progress.assembler = assembler
-        inflow = _Inflow(response, MAX_ANSWER_BYTES)
-        async for piece in response.aiter_raw():
+        inflow = _Inflow(reply, MAX_ANSWER_BYTES)
+        async for piece in reply.body:
             began, events = assembler.began, assembler.events
             assembler.feed(inflow.take(piece))
             if assembler.began and not began:
@@ -213,12 +218,41 @@ class Upstream:
         await self._transport.aclose()
 
 
+class _Reply:
+    """A reply whose status and headers are here. `headers`: by their names in lower case.
+
+    httpx's own view of them searches the list for each name, and its way of reading a body wraps
+    each piece once more; a dict and the transport's stream cost a tenth of a call less.
+    """
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.status = response.status_code
+        self.headers: dict[str, str] = {}
+        for raw_name, raw_value in response.headers.raw:
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            known = self.headers.get(name)
+            self.headers[name] = value if known is None else f"{known}, {value}"
+        assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101  # of this transport
+        self.body = response.stream
+
+    @property
+    def is_success(self) -> bool:
+        return 200 <= self.status < 300
+
+    def is_stream(self, *, asked: bool) -> bool:
+        """Tell by the content type, where it tells; one that nobody asked for is one too."""
+        kind = self.headers.get("content-type", "").lower()
+        return "event-stream" in kind or (asked and "json" not in kind and "html" not in kind)
+
+
 class _Progress:
     """How far a call has come, for the failure that may end it."""
 
     def __init__(self, started: float) -> None:
         self.started = started
-        self.response: httpx.Response | None = None
+        self.reply: _Reply | None = None
         self.limits: RateLimits | None = None
         self.parts: list[bytes] = []
         self.deadline: asyncio.Timeout | None = None
@@ -228,10 +262,10 @@ class _Progress:
         """Say what a broken call came to: what has come by then counts, and is kept."""
         if self.assembler is not None:
             return self.assembler.broken(fault, message)
-        if self.response is None:
+        if self.reply is None:
             return transport_failure(fault, message)
-        status, headers, body = self.response.status_code, self.response.headers, self.body()
-        if not self.response.is_success:
+        status, headers, body = self.reply.status, self.reply.headers, self.body()
+        if not self.reply.is_success:
             return read_failure(status, headers, body, now=_now())
         if body.rstrip().endswith(b"}"):  # it may be whole, and need not be bought again
             outcome = read_answer(status, headers, body, now=_now())
@@ -244,20 +278,16 @@ class _Progress:
         return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
 
 
-def _is_stream(response: httpx.Response, *, asked: bool) -> bool:
-    """Tell by the content type, where it tells; a stream that nobody asked for is one too."""
-    kind = response.headers.get("content-type", "").lower()
-    return "event-stream" in kind or (asked and "json" not in kind and "html" not in kind)
-
-
-def _headers(key: SecretStr) -> dict[str, str]:
-    return {
-        "Authorization": f"Bearer {key.get_secret_value()}",
-        "Content-Type": "application/json",
-        "Accept": "application/json, text/event-stream",
-        "Accept-Encoding": "identity",
-        "User-Agent": "chatqueue",
-    }
+def _headers(key: SecretStr) -> httpx.Headers:
+    return httpx.Headers(
+        {
+            "Authorization": f"Bearer {key.get_secret_value()}",
+            "Content-Type": "application/json",
+            "Accept": "application/json, text/event-stream",
+            "Accept-Encoding": "identity",
+            "User-Agent": "chatqueue",
+        }
+    )
 
 
 def _unknown(endpoint: str) -> Failure:
@@ -289,13 +319,13 @@ class _Inflow:
     single piece. `take` raises zlib.error, and like the constructor _TooLargeError.
     """
 
-    def __init__(self, response: httpx.Response, most: int) -> None:
+    def __init__(self, reply: _Reply, most: int) -> None:
         self._most = most
         self._size = 0
         self._inflate: Callable[[bytes], bytes] | None = None
-        if response.headers.get("content-encoding", "").lower() in _GZIP:
+        if reply.headers.get("content-encoding", "").lower() in _GZIP:
             self._inflate = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS).decompress
-        self._check(int(response.headers.get("content-length") or 0))
+        self._check(int(reply.headers.get("content-length") or 0))
 
     def take(self, piece: bytes) -> bytes:
         """Give what a piece holds."""
@@ -310,9 +340,9 @@ class _Inflow:
             raise _TooLargeError(f"the answer is larger than {self._most} bytes")
 
 
-async def _read_body(response: httpx.Response, progress: _Progress, most: int) -> bytes:
-    inflow = _Inflow(response, most)
-    async for piece in response.aiter_raw():
+async def _read_body(reply: _Reply, progress: _Progress, most: int) -> bytes:
+    inflow = _Inflow(reply, most)
+    async for piece in reply.body:
         progress.parts.append(inflow.take(piece))
     return progress.body()
 
