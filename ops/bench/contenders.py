@@ -1,10 +1,11 @@
 """The others: ways to make many calls without chatqueue, each as its own documentation has it.
 
-    python ops/bench/contenders.py httpx-aiohttp --url http://127.0.0.1:8089 --requests FILE
+    python -m ops.bench.contenders httpx-aiohttp --url http://127.0.0.1:8089 --requests FILE
 
 Run by `ops/bench/compare.py`, one in a process of its own. Each makes all calls of the file, with
 so many in flight, and stores nothing; printed is what it cost from the moment it was ready. The
-bare loops are the floor: what the calls alone cost.
+bare loops are the floor: what the calls alone cost. Where the requests ask for streams, the loops
+read the bytes and no more; the SDK gives each event, and its text is put together.
 """
 
 import argparse
@@ -92,6 +93,8 @@ def aiohttp_loop(bodies: Sequence[Body], options: argparse.Namespace) -> Body:
 
             async def ask(body: Body) -> int:
                 async with session.post(f"{options.url}/v1/chat/completions", json=body) as reply:
+                    if "stream" in body:
+                        return sum([len(piece) async for piece in reply.content.iter_any()])
                     return int((await reply.json())["usage"]["total_tokens"])
 
             return await _measured(_all(bodies, ask, options.in_flight))
@@ -110,7 +113,11 @@ def httpx_aiohttp_loop(bodies: Sequence[Body], options: argparse.Namespace) -> B
         async with HttpxAiohttpClient(limits=limits, headers=headers, timeout=60) as client:
 
             async def ask(body: Body) -> int:
-                reply = await client.post(f"{options.url}/v1/chat/completions", json=body)
+                url = f"{options.url}/v1/chat/completions"
+                if "stream" in body:
+                    async with client.stream("POST", url, json=body) as reply:
+                        return sum([len(piece) async for piece in reply.aiter_bytes()])
+                reply = await client.post(url, json=body)
                 return int(reply.json()["usage"]["total_tokens"])
 
             return await _measured(_all(bodies, ask, options.in_flight))
@@ -130,8 +137,11 @@ def _sdk(bodies: Sequence[Body], options: argparse.Namespace, http_client: Any) 
         )
 
         async def ask(body: Body) -> int:
-            answer = await client.chat.completions.create(**body)
-            return answer.usage.total_tokens if answer.usage else 0
+            answer: Any = await client.chat.completions.create(**body)
+            if "stream" in body:
+                pieces = [one.choices[0].delta.content or "" async for one in answer if one.choices]
+                return len("".join(pieces))
+            return int(answer.usage.total_tokens)
 
         async with client:
             return await _measured(_all(bodies, ask, options.in_flight))
@@ -251,20 +261,15 @@ def langchain(bodies: Sequence[Body], options: argparse.Namespace) -> Body:
 
 def _celery(pool: str, concurrency: int) -> Callable[[Sequence[Body], argparse.Namespace], Body]:
     def run(bodies: Sequence[Body], options: argparse.Namespace) -> Body:
-        from celery_peer import (  # type: ignore[import-not-found]  # noqa: PLC0415  # beside this
-            app,
-            ask,
-            count,
-        )
+        from ops.bench.celery_peer import app, ask, count  # noqa: PLC0415  # as above
 
         environment = {**os.environ, "PEER_BROKER": options.broker_url, "PEER_URL": options.url}
-        words = ["-A", "celery_peer", "worker", f"--pool={pool}", "-c", str(concurrency)]
+        words = ["-A", "ops.bench.celery_peer", "worker", f"--pool={pool}", "-c", str(concurrency)]
         words += ["-l", "ERROR", "--without-gossip", "--without-mingle", "-E"]
         app.conf.broker_url = options.broker_url
         with subprocess.Popen(
             [sys.executable, "-m", "celery", *words],
             env=environment,
-            cwd=Path(__file__).parent,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         ) as process:

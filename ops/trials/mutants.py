@@ -95,7 +95,7 @@ MUTANTS = (
     Mutant(
         "record: counters not added",
         RECORDS_PY,
-        (("    connection.execute(_COUNT, rows)\n", ""),),
+        ((" if connection.scalar(_COUNT, row)]", "]"),),
         (f"{RECORDS}::test_counters_and_tokens_are_exact_over_answers_failures_and_retried_calls",),
     ),
     Mutant(

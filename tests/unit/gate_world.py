@@ -77,6 +77,19 @@ class Stormy(Server):
 
 
 @dataclass
+class Strewing(Server):
+    """A server without limits that turns one call in two hundred away, for no reason of ours."""
+
+    dice: random.Random = field(default_factory=random.Random)
+
+    def admit(self, now: float) -> Told | None:
+        """Turn a call away, or let it in."""
+        if self.dice.random() < 1 / 200:
+            return Told(refused=True, wait_seconds=self.wait_seconds)
+        return super().admit(now)
+
+
+@dataclass
 class Windowed(Server):
     """A server that counts from minute to minute: a window that is used up refuses everything."""
 

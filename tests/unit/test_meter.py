@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.gate_world import Server, Stormy, Windowed, World
+from tests.unit.gate_world import Server, Stormy, Strewing, Windowed, World
 from worker.gate import meter
 from worker.gate.meter import Bucket, Caps, Leave, Meter, Told
 
@@ -200,6 +200,17 @@ def test_a_short_storm_of_refusals_is_soon_got_over(
         assert max(world.refused) < 25
 
 
+@pytest.mark.parametrize("slots", [100, 500])
+@pytest.mark.parametrize("wait", [0.0, 1.0, 20.0])
+def test_refusals_that_are_strewn_among_many_answers_hold_nobody(slots: int, wait: float) -> None:
+    for seed in range(3):
+        dice = random.Random(seed)  # noqa: S311  # repeatable, guards nothing
+        server = Strewing(wait_seconds=wait, latency=0.5, dice=dice)
+        world = World(server, workers=1, slots=slots).run(150)
+        assert len(world.refused) > 10
+        assert world.rate(30, 150) >= 0.7 * slots / 0.6  # a slot is filled a tenth later
+
+
 @pytest.mark.parametrize("limit", [60, 600])
 @pytest.mark.parametrize("wait", [0.0, 1.0, 20.0])
 def test_a_limit_counted_by_the_minute_is_used_up(limit: int, wait: float) -> None:
@@ -267,7 +278,8 @@ def test_a_wait_that_was_asked_holds_everybody() -> None:
 def test_a_shorter_wait_does_not_end_a_longer_one() -> None:
     state = proved()
     for wait in (20, 1):
-        meter.tell(state, Told(wait_seconds=wait), START, NO_CAPS, START)
+        told = Told(refused=True, wait_seconds=wait)
+        meter.tell(state, told, START, NO_CAPS, START)
     assert ask(state, 1, START + 10) == Leave(0, 10.0)
 
 
@@ -315,7 +327,9 @@ def test_the_longer_the_server_asks_to_wait_the_longer_nothing_grows() -> None:
         state = proved()
         for _ in range(3):
             assert ask(state, 100, START + 1).count == 100
-        meter.tell(state, Told(refused=True, wait_seconds=wait), START + 1, NO_CAPS, START + 2)
+        for _ in range(4):
+            told = Told(refused=True, wait_seconds=wait)
+            meter.tell(state, told, START + 1, NO_CAPS, START + 2)
         holds.append(state.hold_until - (START + 2))
     assert holds == pytest.approx([meter.LEAST_HOLD_SECONDS, 6 * meter.HOLD_PER_WAIT])
 

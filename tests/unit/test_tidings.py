@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 
 from worker.execution.routes import Assignment
-from worker.execution.tidings import Tidings, left_well, report
+from worker.execution.tidings import (
+    BAD_NEWS_SECONDS,
+    GATHER_SECONDS,
+    Tidings,
+    left_well,
+    report,
+)
 from worker.gate.gate import Report, Target
 from worker.gate.meter import Told
 from worker.jobs.outcomes import (
@@ -130,3 +136,37 @@ def test_tidings_are_handed_over_together_and_in_order() -> None:
     with ThreadPoolExecutor(1) as pool:
         asyncio.run(tell())
     assert handed == [reports, reports[:1]]
+
+
+def test_bad_news_is_told_at_once_with_what_was_gathered_before_it() -> None:
+    handed: list[Sequence[Report]] = []
+    good, bad = reported(ANSWER), reported(failure(RETRY, 429, RATE_LIMITED))
+
+    async def tell() -> float:
+        told = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def hand_over(some: Sequence[Report]) -> None:
+            handed.append(some)
+            loop.call_soon_threadsafe(told.set)
+
+        tidings = Tidings(hand_over, pool)
+        waits: list[float] = []
+        call_at = loop.call_at
+
+        def noted(when: float, *args: Any, **kwargs: Any) -> asyncio.TimerHandle:
+            waits.append(when - loop.time())
+            return call_at(when, *args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "call_at", noted)
+            tidings.add(good)
+            tidings.add(bad)
+            tidings.add(bad)
+        await asyncio.wait_for(told.wait(), 30)
+        return waits[-1]
+
+    with ThreadPoolExecutor(1) as pool:
+        wait = asyncio.run(tell())
+    assert handed == [[good, bad, bad]]
+    assert wait <= BAD_NEWS_SECONDS < GATHER_SECONDS

@@ -25,8 +25,12 @@ from worker.store.records import Record, Recorded, record
 GROUP: Final = 500
 """The most records in one transaction: bounds the time its locks are held."""
 
-LINGER_SECONDS: Final = 0.01
-"""How long the first record of a group waits for company."""
+LINGER_SHARE: Final = 0.02
+"""How long the first record of a group waits for company, as a share of what its call took: so
+much of a slot's time is given for records that come one by one, which cost ten times as much."""
+
+LINGER_SECONDS: Final = (0.01, 0.1)
+"""How long that is at least and at most."""
 
 OUTAGE_PAUSE_SECONDS: Final = 0.5
 
@@ -100,7 +104,7 @@ class Recorder:
         if first is None:
             return [], False
         group = [first]
-        time.sleep(LINGER_SECONDS)
+        time.sleep(_linger(first.record.exchange.seconds))
         while len(group) < GROUP:
             try:
                 more = self._queue.get_nowait()
@@ -183,6 +187,11 @@ def _merged(parts: Sequence[Recorded]) -> Recorded:
         frozenset().union(*(part.job_ids for part in parts)),
         tuple(batch for part in parts for batch in part.finished_batches),
     )
+
+
+def _linger(call_seconds: float) -> float:
+    least, most = LINGER_SECONDS
+    return min(max(call_seconds * LINGER_SHARE, least), most)
 
 
 def _settle(group: Iterable[_Entry], recorded: Recorded) -> None:

@@ -10,8 +10,11 @@ from worker.gate.gate import Report
 from worker.gate.meter import Told
 from worker.jobs.outcomes import NO_CHANNEL, ErrorClass, Exchange, Failure, Outcome, RateLimits
 
-GATHER_SECONDS: Final = 0.02
+GATHER_SECONDS: Final = 0.1
 """How long tidings gather: the gate is told of many calls at once."""
+
+BAD_NEWS_SECONDS: Final = 0.02
+"""How long those gather that ask for caution."""
 
 _NOTHING: Final = RateLimits()
 
@@ -56,13 +59,21 @@ class Tidings:
         self._hand_over = hand_over
         self._threads = threads
         self._gathered: list[Report] = []
+        self._flushing: asyncio.TimerHandle | None = None
 
     def add(self, one: Report) -> None:
         """Take a report; it is told a little later."""
-        if not self._gathered:
-            asyncio.get_running_loop().call_later(GATHER_SECONDS, self._flush)
         self._gathered.append(one)
+        loop = asyncio.get_running_loop()
+        is_bad = one.told.refused or one.well is False
+        moment = loop.time() + (BAD_NEWS_SECONDS if is_bad else GATHER_SECONDS)
+        if self._flushing is not None:
+            if self._flushing.when() <= moment:
+                return
+            self._flushing.cancel()
+        self._flushing = loop.call_at(moment, self._flush)
 
     def _flush(self) -> None:
         gathered, self._gathered = self._gathered, []
+        self._flushing = None
         self._threads.submit(self._hand_over, gathered)

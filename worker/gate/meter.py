@@ -34,6 +34,11 @@ GUESS_GROWTH_PER_SECOND: Final = 0.3
 GUESS_HOLD_SECONDS: Final = 2.0
 """What was only guessed is soon tried again: it may have been one refusal among thousands."""
 
+STRAY_SHARE: Final = 0.01
+STRAY_SECONDS: Final = 10.0
+"""Refusals that are no more than this share of the calls of ten to twenty seconds, and that name no
+limit, are strays, such as a busy server strews: a limit that is met refuses more."""
+
 UNLIMITED: Final = 1e9
 """What has grown to this limits nothing."""
 
@@ -101,6 +106,31 @@ class Holder(msgspec.Struct):
     in_flight: int
 
 
+class Late(msgspec.Struct):
+    """How many calls were made and refused of late: since `began`, and in the time before that."""
+
+    began: float = 0.0
+    calls: float = 0.0
+    refused: int = 0
+    calls_before: float = 0.0
+    refused_before: int = 0
+
+    def turn(self, now: float) -> None:
+        """Begin anew when it is time; what is older than the time before is forgotten."""
+        if now - self.began < STRAY_SECONDS:
+            return
+        recent = now - self.began < 2 * STRAY_SECONDS
+        self.calls_before = self.calls if recent else 0.0
+        self.refused_before = self.refused if recent else 0
+        self.began, self.calls, self.refused = now, 0.0, 0
+
+    @property
+    def are_strays(self) -> bool:
+        """Whether the refusals are so few that they tell of no limit."""
+        refused, calls = self.refused + self.refused_before, self.calls + self.calls_before
+        return refused <= STRAY_SHARE * calls
+
+
 class Meter(msgspec.Struct):
     """The state.
 
@@ -131,6 +161,7 @@ class Meter(msgspec.Struct):
     proved: bool = False
     tokens_per_call: float = _FIRST_TOKENS
     granted: float = 0.0
+    late: Late = msgspec.field(default_factory=Late)
     holders: dict[str, Holder] = msgspec.field(default_factory=dict)
 
 
@@ -179,6 +210,7 @@ def ask(meter: Meter, wanted: int, worker: str, caps: Caps, now: float) -> Leave
     meter.requests.level -= count
     meter.tokens.level -= count * meter.tokens_per_call
     meter.granted += count
+    meter.late.calls += count
     meter.opened += 0 if meter.proved else count
     meter.holders[worker].in_flight += count
     return Leave(count, 0.0 if count else wait)
@@ -234,6 +266,7 @@ def _pass_time(meter: Meter, caps: Caps, now: float) -> None:
         meter.opened_at = meter.at = now
     passed = max(0.0, now - meter.at)
     meter.at = max(now, meter.at)
+    meter.late.turn(now)
     _grow(meter, passed, now)  # before the caps, which nothing may outgrow
     for bucket, cap in (
         (meter.requests, caps.requests_per_minute),
@@ -254,6 +287,7 @@ def _heed_setback(meter: Meter, now: float) -> None:
     meter.cut_at -= seconds
     meter.hold_until -= seconds
     meter.opened_at -= seconds
+    meter.late.began -= seconds
     for one in meter.holders.values():
         one.at -= seconds
 
@@ -278,11 +312,19 @@ def tell(meter: Meter, told: Told, began_at: float, caps: Caps, now: float) -> N
     _pass_time(meter, caps, now)
     _heed_headers(meter, told, caps)
     if told.refused:
-        _cut(meter, told, began_at, now)
+        _heed_refusal(meter, told, began_at, now)
     elif told.proof:
         meter.proved = meter.proved or began_at >= meter.opened_at
     if told.tokens is not None:
         _learn_cost(meter, told.tokens)
+
+
+def _heed_refusal(meter: Meter, told: Told, began_at: float, now: float) -> None:
+    meter.late.refused += 1
+    names_limit = 0 in {told.remaining_requests, told.remaining_tokens}
+    if meter.late.are_strays and not names_limit:
+        return  # the job that met it waits; nobody else need
+    _cut(meter, told, began_at, now)
     if told.wait_seconds:
         meter.closed_until = max(meter.closed_until, now + told.wait_seconds)
 
@@ -369,5 +411,6 @@ def give_back(meter: Meter, count: int) -> None:
     meter.requests.level += count
     meter.tokens.level += count * meter.tokens_per_call
     meter.granted -= count
+    meter.late.calls -= count
     if not meter.proved:
         meter.opened = max(0, meter.opened - count)

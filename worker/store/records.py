@@ -154,6 +154,9 @@ _PUT_OFF: Final = ManyfoldUpdate(
 )
 _ANSWER: Final = ManyfoldUpdate(_answer, _types(attempt, *_TOLD))
 
+_IS_DONE: Final = (
+    batch.c.succeeded + batch.c.failed + batch.c.cancelled + batch.c.expired >= batch.c.total
+)
 _COUNT: Final = (
     update(batch)
     .where(batch.c.id == bindparam("b_id"))
@@ -169,6 +172,7 @@ _COUNT: Final = (
             )
         }
     )
+    .returning(_IS_DONE)
 )
 
 
@@ -228,14 +232,12 @@ def _count(connection: Connection, live: Iterable[Record]) -> tuple[str, ...]:
         if one.state in TERMINAL:
             counter[one.state] += 1
         _add_usage(counter, one.exchange.outcome.usage)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"b_id": batch_id, **{f"more_{name}": counter[name] for name in _COUNTED}}
         for batch_id, counter in sorted(counters.items())
     ]
-    if not rows:
-        return ()
-    connection.execute(_COUNT, rows)
-    return finish_batches(connection, sorted(counters))
+    done = [row["b_id"] for row in rows if connection.scalar(_COUNT, row)]
+    return finish_batches(connection, done) if done else ()
 
 
 _COUNTED: Final = (
@@ -258,7 +260,7 @@ _FINISH_BATCHES: Final = (
     .where(
         batch.c.id.in_(bindparam("ids", expanding=True)),
         batch.c.state.in_([BatchState.IN_PROGRESS, BatchState.CANCELLING]),
-        batch.c.succeeded + batch.c.failed + batch.c.cancelled + batch.c.expired >= batch.c.total,
+        _IS_DONE,
     )
     .values(
         state=case(
