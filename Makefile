@@ -106,8 +106,8 @@ $(VENV)/.installed-bench: $(VENV)/.installed-dev
 	@touch $@
 
 .PHONY: bench
-bench: $(VENV)/.installed-bench ## Measure chatqueue beside the others: CPU per job, jobs/s, memory
-	@$(BIN)/python ops/bench/compare.py $(BENCH)
+bench: $(VENV)/.installed-bench ## Measure chatqueue beside the others, and write ops/bench/report.md
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m ops.bench.report $(BENCH)
 
 .PHONY: mutants
 mutants: $(VENV)/.installed-dev ## Remove each guard of the books: a test must notice

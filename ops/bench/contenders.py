@@ -2,7 +2,7 @@
 
     python -m ops.bench.contenders httpx-aiohttp --url http://127.0.0.1:8089 --requests FILE
 
-Run by `ops/bench/compare.py`, one in a process of its own. Each makes all calls of the file, with
+Run by `ops.bench.cases`, one in a process of its own. Each makes all calls of the file, with
 so many in flight, and stores nothing; printed is what it cost from the moment it was ready. The
 bare loops are the floor: what the calls alone cost. Where the requests ask for streams, the loops
 read the bytes and no more; the SDK gives each event, and its text is put together.

@@ -46,9 +46,9 @@ def write_requests(path: Path, jobs: int, *, stream: bool = False) -> None:
 
 
 @contextmanager
-def simulator(**behaviour: Any) -> Iterator[str]:
+def simulator(*, ledger: bool = False, **behaviour: Any) -> Iterator[str]:
     """Run a simulator that behaves so (see `worker.simulator.Behaviour`); gives its URL."""
-    command = [*PYTHON, "simulate", "--port=0", "--no-ledger"]
+    command = [*PYTHON, "simulate", "--port=0", "--ledger" if ledger else "--no-ledger"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None  # noqa: S101  # asked for, two lines up

