@@ -54,7 +54,7 @@ def _default(field: FieldInfo) -> str:
     value = field.default
     if value is None:
         return ""
-    return f"`{','.join(value) if isinstance(value, tuple) else value}`"
+    return f"`{','.join(map(str, value)) if isinstance(value, tuple) else value}`"
 
 
 def _states() -> list[str]:

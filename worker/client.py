@@ -13,7 +13,7 @@ Safe to use from any thread. The commands are built on it.
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -30,6 +30,7 @@ from worker.jobs.views import Attempt, Batch, Job
 from worker.queue.app import create_app
 from worker.queue.bell import Bell
 from worker.settings import Settings, settings
+from worker.spending import Spent, spent
 from worker.store import (
     endings,
     halts,
@@ -40,6 +41,7 @@ from worker.store import (
     retention,
     schema,
     submission,
+    usage,
 )
 from worker.store import images as store_images
 from worker.store.engine import Database, Transaction
@@ -49,6 +51,7 @@ from worker.store.queries import FailureGroup, JobFilter
 from worker.store.redrive import Again, Change, Changed
 from worker.store.retention import Purged
 from worker.store.submission import NewBatch
+from worker.store.usage import By
 
 Body = Mapping[str, Any] | str | bytes
 """A chat-completion request: an object, or its JSON text, which is then sent verbatim."""
@@ -208,6 +211,17 @@ class Client:
         """Group a batch's failed and waiting jobs by their error."""
         with self.database.read() as connection:
             return queries.failure_groups(connection, batch_id)
+
+    def usage(
+        self, by: By = By.DAY, *, since: datetime | None = None, until: datetime | None = None
+    ) -> list[Spent]:
+        """Sum calls, tokens and cost by day, model, batch or endpoint, of calls between two times.
+
+        What a purge has removed is in no sum. Costs are by the setting `prices`.
+        """
+        with self.database.read() as connection:
+            used = usage.usage(connection, by, since=since, until=until)
+        return spent(used, self.settings.prices)
 
     def results(self, batch_id: str) -> Iterator[Job]:
         """Yield the batch's finished jobs in the order of its input."""

@@ -4,6 +4,7 @@ The only place that reads the environment. Names are `CHATQUEUE_*`, the key is `
 Secrets are `SecretStr`: they appear in no repr and no log.
 """
 
+import ipaddress
 import os
 import re
 from enum import StrEnum
@@ -16,6 +17,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.errors import SettingsError
+from worker.prices import Price, read_price
 
 DIRECT: Final = "https://direct.evolink.ai"
 API: Final = "https://api.evolink.ai"
@@ -141,8 +143,18 @@ class Settings(BaseSettings):
     shift_seconds: Seconds = Field(
         60.0, description="Seconds one shift claims before it hands over to the next."
     )
+    prices: Annotated[tuple[Price, ...], NoDecode] = Field(
+        (read_price("gpt-5.1*=1.25/0.125/10"),),
+        description="US dollars for a million tokens, `MODEL=INPUT/CACHED/OUTPUT`, by commas, with "
+        "`@YYYY-MM-DD` where one holds from a day on. Default: OpenAI's list price of GPT-5.1.",
+    )
     flower_address: str = Field("127.0.0.1", description="Address on which Flower listens.")
     flower_port: int = Field(5555, ge=0, le=65_535, description="Port of Flower; 0 takes any.")
+    flower_auth: SecretStr | None = Field(
+        None,
+        description="`USER:PASSWORD` of Flower, several by commas. Needed where it does not listen "
+        "on loopback.",
+    )
     log_format: str = Field(
         "auto",
         pattern="^(auto|console|json)$",
@@ -163,6 +175,13 @@ class Settings(BaseSettings):
             raise ValueError("needs at least one URL")
         return tuple(map(base_url, value))
 
+    @field_validator("prices", mode="before")
+    @classmethod
+    def _are_prices(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(read_price(part) for part in value.split(",") if part.strip())
+        return value
+
     @field_validator("endpoint_keys")
     @classmethod
     def _are_keys(cls, value: SecretStr | None) -> SecretStr | None:
@@ -170,6 +189,16 @@ class Settings(BaseSettings):
             # An entry is never repeated: what stands where a URL should be may be a key.
             if not _PLAIN.fullmatch(key) or not _is_base_url(url):
                 raise ValueError(f"entry {position} must be URL=KEY")
+        return value
+
+    @field_validator("flower_auth")
+    @classmethod
+    def _are_users(cls, value: SecretStr | None) -> SecretStr | None:
+        entries = value.get_secret_value().split(",") if value else []
+        for position, entry in enumerate(entries, 1):
+            user, _, password = entry.partition(":")
+            if not user or not password:  # and no entry is ever repeated
+                raise ValueError(f"entry {position} must be USER:PASSWORD")
         return value
 
     @field_validator("limits_url")
@@ -235,6 +264,13 @@ class Settings(BaseSettings):
         """The base URLs for a request's kind, in order of preference."""
         return self.multimodal_endpoints if multimodal else self.text_endpoints
 
+    def check_flower(self) -> None:
+        """Refuse to let others at Flower without a password. Raises SettingsError."""
+        if self.flower_auth is None and not _is_loopback(self.flower_address):
+            where = self.flower_address or "every address"
+            needed = f"on {where} others may reach Flower, so it needs USER:PASSWORD here"
+            raise SettingsError([f"CHATQUEUE_FLOWER_AUTH: {needed}"])
+
     @classmethod
     def load(cls, **overrides: object) -> Self:
         """Read the environment and `.env`; `overrides` win. Raises SettingsError, all faults."""
@@ -278,6 +314,13 @@ def _is_base_url(url: str) -> bool:
     return True
 
 
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
 @lru_cache(maxsize=1)
 def settings() -> Settings:
     """The settings of this process, read once."""
@@ -292,7 +335,7 @@ def _text(value: object) -> str | None:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, tuple):
-        return ",".join(value)
+        return ",".join(map(str, value))
     return None if value is None else str(value)
 
 

@@ -45,9 +45,9 @@ def measure(name: str, case: Case) -> Row:
     try:
         return _chatqueue(case) if name == OURS else _contender(name, case)
     except subprocess.TimeoutExpired:
-        return {"failed": f"not done after {LIMIT_SECONDS} s"}
+        return {"absent": f"not done after {LIMIT_SECONDS} s"}
     except subprocess.CalledProcessError as error:
-        return {"failed": error.stderr.strip().splitlines()[-1][:80] if error.stderr else "?"}
+        return {"absent": error.stderr.strip().splitlines()[-1][:80] if error.stderr else "?"}
 
 
 def _chatqueue(case: Case) -> Row:

@@ -110,7 +110,7 @@ def httpx_aiohttp_loop(bodies: Sequence[Body], options: argparse.Namespace) -> B
     async def run() -> Body:
         limits = httpx.Limits(max_connections=options.in_flight)
         headers = {"authorization": f"Bearer {KEY}"}
-        async with HttpxAiohttpClient(limits=limits, headers=headers, timeout=60) as client:
+        async with HttpxAiohttpClient(limits=limits, headers=headers, timeout=600) as client:
 
             async def ask(body: Body) -> int:
                 url = f"{options.url}/v1/chat/completions"
@@ -246,8 +246,8 @@ def langchain(bodies: Sequence[Body], options: argparse.Namespace) -> Body:
     model = ChatOpenAI(model="gpt-5.1", base_url=f"{options.url}/v1", api_key=KEY)
 
     async def batch() -> list[int]:
-        prompts = [[("user", body["messages"][0]["content"])] for body in bodies]
-        answers = await model.abatch(prompts, {"max_concurrency": options.in_flight})
+        prompts: list[Any] = [[("user", body["messages"][0]["content"])] for body in bodies]
+        answers: list[Any] = await model.abatch(prompts, {"max_concurrency": options.in_flight})
         return [answer.usage_metadata["total_tokens"] for answer in answers]
 
     async def run() -> Body:

@@ -122,9 +122,9 @@ class Spent:
 class Workers:
     """Worker processes, and what they take from the moment they are ready."""
 
-    def __init__(self, processes: list[psutil.Process]) -> None:
-        self.processes = processes
-        self._before = self._cpu()
+    def __init__(self) -> None:
+        self.processes: list[psutil.Process] = []
+        self._before = 0.0
         self._peak = 0
 
     @classmethod
@@ -132,17 +132,26 @@ class Workers:
     def run(cls, chosen: Settings, count: int = 1) -> Iterator[Self]:
         """Run so many workers; they are ready when they are given."""
         with ExitStack() as stack:
-            started = [stack.enter_context(_worker(chosen, f"bench-{n}")) for n in range(count)]
-            yield cls([psutil.Process(one.pid) for one in started])
+            workers = cls()
+            for number in range(count):
+                process = stack.enter_context(_worker(chosen, f"bench-{number}"))
+                workers._add(psutil.Process(process.pid))
+            yield workers
+
+    def _add(self, process: psutil.Process) -> None:
+        """Count what a worker takes from now on: the first works while the others begin."""
+        self.processes.append(process)
+        self._before += _cpu(process)
 
     def look(self) -> Spent:
         """Say what they have taken; memory is the most that any look has found."""
         self._peak = max(self._peak, sum(one.memory_info().rss for one in self.processes))
-        return Spent(self._cpu() - self._before, self._peak)
+        return Spent(sum(map(_cpu, self.processes)) - self._before, self._peak)
 
-    def _cpu(self) -> float:
-        times = [one.cpu_times() for one in self.processes]
-        return float(sum(one.user + one.system for one in times))
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 @contextmanager

@@ -15,7 +15,9 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -69,14 +71,14 @@ def _bodies(options: argparse.Namespace) -> Iterator[ground.Body]:
     return (ground.request(number) | more for number in range(options.jobs))
 
 
-def _measure(settings: Settings, url: str, options: argparse.Namespace) -> dict[str, float]:
+def _measure(settings: Settings, url: str, options: argparse.Namespace) -> dict[str, Any]:
     with Client(settings) as client, httpx.Client(base_url=url) as simulator:
         began = time.monotonic()
         batch = client.submit_many(_bodies(options), name="bench")
         submitted = time.monotonic() - began
         with ground.Workers.run(settings, options.workers) as workers:
-            busy, done = _watch(client, batch, simulator, workers, options.in_flight)
-            spent = workers.look()
+            watched = _watch(client, batch, simulator, workers, options.in_flight)
+            done, spent = watched.batch, workers.look()
         started = next(client.results(batch.id)).started_at
     seconds = ((done.finished_at or done.created_at) - (started or done.created_at)).total_seconds()
     return {
@@ -87,8 +89,23 @@ def _measure(settings: Settings, url: str, options: argparse.Namespace) -> dict[
         "jobs_per_second": round(options.jobs / seconds, 1),
         "cpu_ms_per_job": round(spent.cpu_seconds / options.jobs * 1000, 3),
         "peak_mb": round(spent.peak_bytes / 2**20, 1),
-        "slots_busy_while_backlog": round(busy, 3),
+        "while_backlog": {
+            "cpu_ms_per_job": round(watched.cpu_ms_per_job, 3),
+            "slots_busy": round(watched.slots_busy, 3),
+        },
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What was seen while more jobs were waiting than there are slots; and the batch at its end.
+
+    After that a tail of few long calls costs a worker little, and a job in it much.
+    """
+
+    slots_busy: float
+    cpu_ms_per_job: float
+    batch: Batch
 
 
 def _watch(
@@ -97,17 +114,17 @@ def _watch(
     simulator: httpx.Client,
     workers: ground.Workers,
     slots: int,
-) -> tuple[float, Batch]:
-    """Wait for the end; return the mean share of busy slots while jobs were waiting for one."""
-    samples: list[float] = []
+) -> Watched:
+    busy: list[float] = []
+    cpu_ms = 0.0
     while not (found := client.batch(batch.id)).is_finished:
-        workers.look()
+        spent = workers.look()
         in_flight = simulator.get("/_simulator/summary").json()["in_flight"]
-        backlog = found.total - found.done - slots
-        if backlog > slots and found.done:
-            samples.append(in_flight / slots)
+        if found.done and found.total - found.done - slots > slots:
+            busy.append(in_flight / slots)
+            cpu_ms = spent.cpu_seconds / found.done * 1000
         time.sleep(0.25)
-    return (sum(samples) / len(samples) if samples else 0.0), found
+    return Watched(sum(busy) / len(busy) if busy else 0.0, cpu_ms, found)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def _in_and_out(on_server: Sequence[str], *, full: bool) -> list[Row]:
 def _soak(on_server: Sequence[str]) -> list[Row]:
     words = [sys.executable, "-m", "ops.bench.soak", *on_server]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [row for line in done.stdout.splitlines() if "minute" in (row := json.loads(line))]
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -178,8 +178,8 @@ def _peers(measured: Mapping[str, Any]) -> str:
         return ""
     floor = next(row["cpu_ms_per_job"] for row in rows if row["name"] == FLOOR)
     lines = [
-        (WHO[row["name"]], row["failed"], "", "", "")
-        if "failed" in row
+        (WHO[row["name"]], row["absent"], "", "", "")
+        if "absent" in row
         else (
             WHO[row["name"]],
             f"{row['cpu_ms_per_job']:.3f} ms",
@@ -212,7 +212,7 @@ def _growth(axis: str, measured: Mapping[str, Any]) -> str:
         return ""
     picture = PLOTS / f"{axis.replace(',', '').replace(' ', '-')}.svg"
     PLOTS.mkdir(exist_ok=True)
-    good = [row for row in rows if "failed" not in row]
+    good = [row for row in rows if "absent" not in row]
     plots.draw(axis, good, picture)
     lines = [
         (
@@ -221,7 +221,7 @@ def _growth(axis: str, measured: Mapping[str, Any]) -> str:
             f"{row['cpu_ms_per_job']:.3f} ms",
             f"{row['jobs_per_second']:,.0f}",
             f"{row['peak_mb']:,.0f} MB",
-            f"{row['slots_busy_while_backlog']:.1%}" if "slots_busy_while_backlog" in row else "",
+            f"{row['while_backlog']['slots_busy']:.1%}" if "while_backlog" in row else "",
         )
         for row in good
     ]

@@ -61,7 +61,7 @@ def main() -> None:
         for one in _samples(client, workers.processes[0], options.minutes):
             print(json.dumps(asdict(one)), flush=True)
             samples.append(one)
-        print(json.dumps(_compared(samples), indent=2))
+        print(json.dumps(_compared(samples)))
 
 
 def _options() -> argparse.Namespace:

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,28 +54,32 @@ def site(make_site: MakeSite) -> Iterator[Site]:
     made.close()
 
 
-@pytest.fixture(scope="module")
-def flower(site: Site) -> Iterator[Flower]:
+@contextmanager
+def run_flower(site: Site, name: str, **given: Any) -> Iterator[Flower]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = site.settings(flower_port=port)
-    log = (site.folder / "flower.log").open("ab")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "worker", "flower"],
-        env=settings.environment() | {"FLOWER_UNAUTHENTICATED_API": "true"},
-        cwd=site.folder,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-    )
-    log.close()
-    found = Flower(f"http://127.0.0.1:{port}")
-    site.start_worker(max_in_flight=8)
-    wait_until(found.is_up, "Flower answers")
-    yield found
+    settings = site.settings(flower_port=port, **given)
+    with (site.folder / f"{name}.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker", "flower"],
+            env=settings.environment() | {"FLOWER_UNAUTHENTICATED_API": "true"},
+            cwd=site.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    yield Flower(f"http://127.0.0.1:{port}")
     process.terminate()
     process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def flower(site: Site) -> Iterator[Flower]:
+    with run_flower(site, "flower") as found:
+        site.start_worker(max_in_flight=8)
+        wait_until(found.is_up, "Flower answers")
+        yield found
 
 
 def test_a_batch_is_a_row_that_moves_and_ends_with_its_counts(site: Site, flower: Flower) -> None:
@@ -126,3 +131,34 @@ def test_no_prompt_answer_or_key_is_seen_in_flower_or_in_a_log(site: Site, flowe
     }
     hidden = [MARK, site.base["api_key"], *answers]
     assert [(where, what) for where, text in seen.items() for what in hidden if what in text] == []
+
+
+def test_with_a_password_set_nobody_comes_in_without_it(site: Site) -> None:
+    with run_flower(site, "locked", flower_auth="me:made-up-word") as locked:
+
+        def status(path: str, **asked: Any) -> int:
+            return httpx.get(locked.url + path, trust_env=False, timeout=10, **asked).status_code
+
+        def is_up() -> bool:
+            try:
+                return status("/healthcheck") == 200
+            except httpx.HTTPError:
+                return False
+
+        wait_until(is_up, "Flower answers")
+        for path in ("/", "/tasks", "/workers", "/api/tasks"):
+            assert status(path) == 401, path
+            assert status(path, auth=("me", "another-word")) == 401, path
+            assert status(path, auth=("me", "made-up-word")) == 200, path
+    assert "made-up-word" not in (site.folder / "locked.log").read_text()
+
+
+def test_open_to_others_and_without_a_password_it_does_not_start(site: Site) -> None:
+    settings = site.settings(flower_address="0.0.0.0")  # noqa: S104  # to be refused
+    done = subprocess.run(
+        [sys.executable, "-m", "worker", "flower"],
+        env=settings.environment(), cwd=site.folder, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "CHATQUEUE_FLOWER_AUTH" in done.stderr

@@ -23,7 +23,7 @@ def test_a_bar_is_held_by_the_ratio_to_the_floor_in_the_same_run() -> None:
 
 
 def test_a_contender_that_failed_is_no_measure_for_a_bar() -> None:
-    rows = [row(OURS, 0.3), {"name": FLOOR, "failed": "not done"}]
+    rows = [row(OURS, 0.3), {"name": FLOOR, "absent": "not done"}]
     assert bars({"peers": rows}) == []
 
 
@@ -38,7 +38,7 @@ def test_a_sample_counts_for_the_innermost_stage_of_its_stack() -> None:
 
 
 def test_the_report_has_what_was_measured_and_leaves_out_the_rest() -> None:
-    rows = [row(FLOOR, 0.25), row(OURS, 0.2), {"name": "litellm", "failed": "no such module"}]
+    rows = [row(FLOOR, 0.25), row(OURS, 0.2), {"name": "litellm", "absent": "no such module"}]
     text = report({"peers": {"when": "2026-01-02 03:04", "found": rows}})
     assert "| **chatqueue**, one worker | 0.200 ms | 0.80 | 900 | 100 MB |" in text
     assert "| litellm | no such module |" in text

@@ -20,7 +20,7 @@ from tests.contract.acts import (
     submit_batch,
 )
 from worker.execution.outage import Outage
-from worker.execution.recorder import Recorder
+from worker.execution.recorder import GROUP_CHARACTERS, Recorder
 from worker.jobs.outcomes import Usage
 from worker.jobs.states import State
 from worker.store import queries, schema
@@ -81,6 +81,21 @@ def test_outcomes_that_come_together_are_all_recorded_in_few_transactions(bench:
     assert done is not None
     assert done.is_finished
     assert batch_of(bench.database, str(claimed[0].batch_id)).succeeded == 300
+
+
+def test_large_answers_go_in_more_transactions(bench: Bench) -> None:
+    """A transaction holds what memory can hold several times over, not so many of any size."""
+    claimed = bench.claimed(8)
+    large = answer(body="x" * (GROUP_CHARACTERS // 2))
+
+    async def act() -> list[bool]:
+        records = (bench.recorder.record(outcome_of(one, large)) for one in claimed)
+        return await asyncio.gather(*records)
+
+    commits: list[object] = []
+    event.listen(bench.database.engine, "commit", commits.append)
+    assert bench.run(act) == [True] * 8
+    assert len(commits) >= 4
 
 
 def test_whoever_lost_the_job_is_told_so(bench: Bench) -> None:

@@ -168,6 +168,8 @@ FULL: dict[str, Any] = {
     "connect_timeout_seconds": 0.25,
     "log_format": "json",
     "flower_port": 0,
+    "flower_auth": "me:secret,you:other",
+    "prices": "a=1/0.1/2",
 }
 
 
@@ -186,6 +188,13 @@ def test_a_child_process_reads_the_same_settings(given: dict[str, Any]) -> None:
     }
     for name, value in ours.items():
         assert f"{name!r}: {value!r}" in done.stdout
+
+
+@pytest.mark.parametrize("given", ["hunter2", "me:", ":hunter2", "me:hunter2,"])
+def test_a_password_without_its_user_is_refused_and_not_repeated(given: str) -> None:
+    with pytest.raises(SettingsError, match=r"CHATQUEUE_FLOWER_AUTH: entry . must be") as raised:
+        Settings.load(flower_auth=given)
+    assert "hunter2" not in str(raised.value)
 
 
 def test_the_settings_of_a_process_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ from threading import Event
 from time import monotonic
 
 import pytest
+from pydantic import SecretStr
 
-from worker.errors import StackError
+from worker.errors import SettingsError, StackError
 from worker.settings import Settings
 from worker.stack import StackInfo, Stage, arrange, lifeline, needs_simulator, plan, registry
 from worker.stack.home import LOG_BYTES, SOCKET_PATH_BYTES, Home
@@ -78,9 +79,26 @@ def test_a_taken_flower_port_gives_another_one_and_a_note(settings: Settings) ->
 
 
 def test_an_address_that_is_not_ours_is_refused_with_the_settings_name(settings: Settings) -> None:
-    elsewhere = settings.model_copy(update={"flower_address": "192.0.2.1"})
+    secured = {"flower_address": "192.0.2.1", "flower_auth": SecretStr("me:pass")}
+    elsewhere = settings.model_copy(update=secured)
     with pytest.raises(StackError, match="CHATQUEUE_FLOWER_ADDRESS"):
         arrange(elsewhere)
+
+
+OPEN = ("0.0.0.0", "", "::", "192.0.2.1", "example.org")  # noqa: S104  # to be refused
+
+
+@pytest.mark.parametrize("address", OPEN)
+def test_flower_is_not_open_to_others_without_a_password(settings: Settings, address: str) -> None:
+    open_ = settings.model_copy(update={"flower_address": address})
+    with pytest.raises(SettingsError, match="CHATQUEUE_FLOWER_AUTH"):
+        arrange(open_)
+    assert arrange(open_, flower=False).flower_url is None
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.3.2.1", "::1", "localhost"])
+def test_on_loopback_flower_needs_no_password(settings: Settings, address: str) -> None:
+    settings.model_copy(update={"flower_address": address}).check_flower()
 
 
 def test_the_simulator_is_for_those_without_key_and_endpoints(settings: Settings) -> None:

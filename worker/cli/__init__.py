@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import check, keep, look, processes, prove, steer, work
+from worker.cli import check, keep, look, processes, prove, steer, usage, work
 
 
 def _version(asked: bool) -> None:  # a flag's callback
@@ -32,7 +32,7 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_root)
-    for group in (work, steer, look, keep, processes, check, prove):
+    for group in (work, steer, look, usage, keep, processes, check, prove):
         group.register(app)
     return app
 

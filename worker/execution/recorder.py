@@ -25,6 +25,9 @@ from worker.store.records import Record, Recorded, record
 GROUP: Final = 500
 """The most records in one transaction: bounds the time its locks are held."""
 
+GROUP_CHARACTERS: Final = 4_000_000
+"""The most characters of answers in one transaction, or one answer: bounds the memory it takes."""
+
 LINGER_SHARE: Final = 0.02
 """How long the first record of a group waits for company, as a share of what its call took: so
 much of a slot's time is given for records that come one by one, which cost ten times as much."""
@@ -105,7 +108,8 @@ class Recorder:
             return [], False
         group = [first]
         time.sleep(_linger(first.record.exchange.seconds))
-        while len(group) < GROUP:
+        characters = _characters(first)
+        while len(group) < GROUP and characters < GROUP_CHARACTERS:
             try:
                 more = self._queue.get_nowait()
             except queue.Empty:
@@ -113,6 +117,7 @@ class Recorder:
             if more is None:
                 return group, False
             group.append(more)
+            characters += _characters(more)
         return group, True
 
     def _write(self, group: Sequence[_Entry]) -> None:
@@ -187,6 +192,10 @@ def _merged(parts: Sequence[Recorded]) -> Recorded:
         frozenset().union(*(part.job_ids for part in parts)),
         tuple(batch for part in parts for batch in part.finished_batches),
     )
+
+
+def _characters(entry: _Entry) -> int:
+    return len(entry.record.exchange.outcome.body or "")
 
 
 def _linger(call_seconds: float) -> float:

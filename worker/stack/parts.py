@@ -99,10 +99,13 @@ def arrange(
     flower: bool = True,
     simulator: bool | None = None,
 ) -> Plan:
-    """Choose ports that are free now, and plan the stack. Raises StackError when there is none.
+    """Choose ports that are free now, and plan the stack.
 
+    Raises StackError where there is none, SettingsError where Flower would be open to others.
     Defaults: as many workers as the settings say; the simulator where nothing else can answer.
     """
+    if flower:
+        settings.check_flower()
     wanted = settings.flower_port
     port = _port(settings.flower_address, wanted) if flower else None
     moved = wanted != 0 and port is not None and port != wanted

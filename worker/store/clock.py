@@ -6,7 +6,7 @@ clocks differ or jump agree.
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Float, bindparam
+from sqlalchemy import ColumnElement, Float, Text, bindparam
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -34,6 +34,25 @@ class later(FunctionElement[Any]):  # noqa: N801  # as above
 
     def __init__(self, moment: ColumnElement[Any], seconds: float) -> None:
         super().__init__(moment, bindparam(None, float(seconds), Float))
+
+
+class utc_day(FunctionElement[str]):  # noqa: N801  # as above
+    """The day in UTC of a time of the database's, as `YYYY-MM-DD`."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(utc_day, "postgresql")
+def _utc_day_postgresql(element: utc_day, compiler: SQLCompiler, **kwargs: Any) -> str:
+    return (
+        f"to_char({compiler.process(element.clauses, **kwargs)} AT TIME ZONE 'UTC', 'YYYY-MM-DD')"
+    )
+
+
+@compiles(utc_day, "sqlite")
+def _utc_day_sqlite(element: utc_day, compiler: SQLCompiler, **kwargs: Any) -> str:
+    return f"strftime('%Y-%m-%d', {compiler.process(element.clauses, **kwargs)})"
 
 
 @compiles(later, "postgresql")

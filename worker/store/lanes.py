@@ -7,7 +7,7 @@ never in the way of what is not. A lane's head is read from an index, however lo
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Select, and_, func, or_, select
+from sqlalchemy import Connection, Row, Select, and_, bindparam, func, or_, select
 
 from worker.jobs.ids import lane_id
 from worker.jobs.states import BatchState, State
@@ -127,27 +127,33 @@ _SHOWN: Final = (
 _NOT_HALTED: Final = lane.c.queue.not_in(select(halt.c.queue))
 
 
+# Made once: to put them together takes as long as to run them.
+_OF_BATCHES: Final = (
+    select(*_SHOWN)
+    .join(batch, batch.c.id == lane.c.batch_id)
+    .where(
+        batch.c.state == BatchState.IN_PROGRESS,
+        batch.c.queue == bindparam("queue"),
+        batch.c.halted_at.is_(None),
+        or_(batch.c.expires_at.is_(None), batch.c.expires_at > from_now()),
+        _NOT_HALTED,
+    )
+)
+_OF_SINGLES: Final = select(*_SHOWN).where(
+    lane.c.batch_id.is_(None), lane.c.queue == bindparam("queue"), _NOT_HALTED
+)
+
+
 def lanes_with_work(connection: Connection, queue: str, singles_queue: str) -> list[Lane]:
     """List the lanes of open batches and of single jobs that have, or will have, work to claim.
 
     What a person has paused, and what is past its deadline, has none.
     """
-    batches = (
-        select(*_SHOWN)
-        .join(batch, batch.c.id == lane.c.batch_id)
-        .where(
-            batch.c.state == BatchState.IN_PROGRESS,
-            batch.c.queue == queue,
-            batch.c.halted_at.is_(None),
-            or_(batch.c.expires_at.is_(None), batch.c.expires_at > from_now()),
-            _NOT_HALTED,
-        )
-    )
-    singles = select(*_SHOWN).where(
-        lane.c.batch_id.is_(None), lane.c.queue == singles_queue, _NOT_HALTED
-    )
-    found = [_lane(row) for one in (batches, singles) for row in connection.execute(one)]
-    return [one for one in found if one.ready or one.due_seconds is not None]
+    rows = [
+        *connection.execute(_OF_BATCHES, {"queue": queue}),
+        *connection.execute(_OF_SINGLES, {"queue": singles_queue}),
+    ]
+    return [one for one in map(_lane, rows) if one.ready or one.due_seconds is not None]
 
 
 def lane_of(connection: Connection, job_id: str) -> Lane | None:

@@ -78,9 +78,12 @@ def _prepared_at(connection: Connection, job_id: str, fence: int) -> datetime:
     return prepared_at
 
 
+_ACTIVE: Final = select(pause, from_now().label("now")).order_by(pause.c.key)
+
+
 def active(connection: Connection) -> list[Pause]:
     """List the pauses, by their keys."""
-    rows = connection.execute(select(pause, from_now().label("now")).order_by(pause.c.key))
+    rows = connection.execute(_ACTIVE)
     return [
         Pause(
             row.key,
