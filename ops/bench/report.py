@@ -4,7 +4,8 @@
     make bench BENCH='--server postgresql://… --full'       # all of it; an hour and a half
     python -m ops.bench.report --sections "peers,hot path"  # some of it again
 
-What was measured is kept in `measured.json` beside the report, so that a part can be measured anew.
+What was measured is kept in `measured.json` beside the report, so that a part can be measured anew;
+a `note` put there beside a section's `when` is printed with it.
 `--full` adds a batch of a million, in and out, and a soak of half an hour. Nothing else should run
 on the machine meanwhile. Timings of one machine say little; the ratios in one section compare.
 """
@@ -149,7 +150,11 @@ def _found(measured: Mapping[str, Any], section: str) -> Any:
 
 
 def _title(name: str, measured: Mapping[str, Any]) -> str:
-    return f"## {name[0].upper()}{name[1:]}\n\nMeasured {measured[name]['when']} UTC.\n"
+    note = measured[name].get("note", "")
+    return (
+        f"## {name[0].upper()}{name[1:]}\n\nMeasured {measured[name]['when']} UTC. {note}".rstrip()
+        + "\n"
+    )
 
 
 def _head(measured: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Commands that are processes, or look after them: up, down, worker, flower, migrate, simulate."""
+"""Commands that are processes, or look after them: from `up` and `worker` to `simulate`."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ ReadyFd = Annotated[int | None, typer.Option(hidden=True)]
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for function in (up, down, worker, flower, migrate, simulate):
+    for function in (up, down, worker, flower, exporter, migrate, simulate):
         frame.command(app)(function)
 
 
@@ -89,6 +89,19 @@ def flower(lifeline_fd: LifelineFd = None) -> None:
     settings = _begin()
     _end_with_lifeline(lifeline_fd)
     serve_flower(settings)
+
+
+def exporter(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any.")] = 9464,
+    address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Answer Prometheus with the queue's numbers, read from SQL at each scrape: /metrics."""
+    from worker.exporter import serve  # noqa: PLC0415  # as above
+
+    settings = _begin()
+    with Database(settings.sqlalchemy_url) as database:
+        schema.verify(database)
+        serve(database, address, port, render.say)
 
 
 def migrate() -> None:

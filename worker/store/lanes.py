@@ -102,15 +102,17 @@ UNRUNG: Final = or_(
 _OLD_ENOUGH: Final = or_(lane.c.batch_id.is_not(None), UNRUNG)
 # Not `EXISTS`, for which PostgreSQL reads the table from its start where many rows would do: there
 # stand the jobs that are done.
-_READY: Final = (
+HEAD: Final = (
     select(job.c.id)
     .where(_of(lane, State.QUEUED), _OLD_ENOUGH)
     .order_by(job.c.priority.desc(), job.c.id)
     .limit(1)
     .correlate(lane)
     .scalar_subquery()
-    .is_not(None)
 )
+"""The next job of a lane among those that never waited; null where there is none."""
+
+_READY: Final = HEAD.is_not(None)
 _SHOWN: Final = (
     lane.c.id,
     func.coalesce(lane.c.batch_id, SINGLES).label("batch_id"),
