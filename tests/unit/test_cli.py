@@ -29,7 +29,19 @@ COMMANDS = (
     "settle",
     "prove",
     *("run", "submit", "ask", "results", "cancel", "retry", "resume", "status"),
-    *("jobs", "show", "up", "down", "worker", "flower", "migrate", "simulate", "check"),
+    *(
+        "jobs",
+        "show",
+        "up",
+        "down",
+        "worker",
+        "flower",
+        "migrate",
+        "simulate",
+        "check",
+        "usage",
+        "exporter",
+    ),
     "purge",
 )
 BODY = {"model": "gpt-5.1", "messages": [{"role": "user", "content": "Hello"}]}
