@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from ops.bench.ground import peak_mb
 
 Body = dict[str, Any]
 Ask = Callable[[Body], Awaitable[int]]
@@ -62,8 +63,7 @@ def _measured(work: Awaitable[list[int]]) -> Awaitable[Body]:
         began, cpu = time.monotonic(), time.process_time()
         tokens = await work
         seconds, cpu = time.monotonic() - began, time.process_time() - cpu
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return _cost(len(tokens), sum(tokens), seconds, cpu, peak)
+        return _cost(len(tokens), sum(tokens), seconds, cpu, peak_mb())
 
     return measure()
 

@@ -111,6 +111,17 @@ def settings(
         yield found
 
 
+def peak_mb() -> float:
+    """The most memory that this process has had, on Linux.
+
+    Not `ru_maxrss`: that begins with what whoever started it had.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("this system does not tell")
+
+
 @dataclass(slots=True)
 class Spent:
     """What processes have taken: CPU seconds, and the most memory at a time, in bytes."""

@@ -10,7 +10,6 @@ the jobs are ended by one statement, each with an answer of 1 KB. The file and, 
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -87,8 +86,7 @@ def _one_way(way: str, url: str, file: Path, batch_id: str) -> dict[str, float |
         began = time.monotonic()
         found = acts[way](database)
         seconds = time.monotonic() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"batch_id": found, "seconds": seconds, "peak_mb": round(peak, 1)}
+    return {"batch_id": found, "seconds": seconds, "peak_mb": round(ground.peak_mb(), 1)}
 
 
 def _hand_in(database: Database, file: Path) -> str:
