@@ -31,7 +31,11 @@ def _at_most(what: str, value: float, limit: float, unit: str = "") -> Bar:
 
 
 def _at_least(what: str, value: float, limit: float, unit: str = "") -> Bar:
-    return Bar(what, f"≥ {limit:,g}{unit}", f"{value:,.4g}{unit}", value >= limit)
+    return Bar(what, f"≥ {limit:,g}{unit}", f"{_figures(value)}{unit}", value >= limit)
+
+
+def _figures(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}"  # reads better so
 
 
 def _row(rows: Sequence[Found], name: str, label: str | None = None) -> Found | None:
