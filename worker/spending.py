@@ -51,19 +51,25 @@ def spent(used: Iterable[Used], prices: Sequence[Price]) -> list[Spent]:
 
 def total(lines: Sequence[Spent]) -> Spent:
     """Sum all lines."""
-    sums: dict[str, Any] = {name: sum(getattr(one, name) for one in lines) for name in _SUMMED}
-    costs = (_sum(one.cost for one in lines), _sum(one.cost_in_vain for one in lines))
-    return Spent("total", **sums, cost=costs[0], cost_in_vain=costs[1])
+    return Spent(
+        "total",
+        **_counts(lines),
+        cost=_sum(one.cost for one in lines),
+        cost_in_vain=_sum(one.cost_in_vain for one in lines),
+    )
 
 
 def _of_key(key: str, own: Sequence[Used], prices: Sequence[Price]) -> Spent:
-    sums: dict[str, Any] = {name: sum(getattr(one, name) for one in own) for name in _SUMMED}
     return Spent(
         key,
-        **sums,
+        **_counts(own),
         cost=_sum(_cost(one, prices, "") for one in own),
         cost_in_vain=_sum(_cost(one, prices, "vain_") for one in own),
     )
+
+
+def _counts(parts: Sequence[Used] | Sequence[Spent]) -> dict[str, Any]:
+    return {name: sum(getattr(one, name) for one in parts) for name in _SUMMED}
 
 
 def _cost(one: Used, prices: Sequence[Price], prefix: str) -> Decimal | None:

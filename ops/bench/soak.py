@@ -4,18 +4,17 @@
 
 Batches follow each other, plain answers and streams by turns, one call in fifty fails; what is done
 is purged. Printed are, for each minute, the memory, threads, open files and connections of the
-worker, and jobs/s; at the end how the second half compares with the first. It stops by itself.
+worker, and jobs/s; the report compares the second half with the first. It stops by itself.
 """
 
 import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import psutil
@@ -40,7 +39,7 @@ class Sample:
 
 
 def main() -> None:
-    """Soak, and print one JSON object per sample and a last one that compares."""
+    """Soak, and print one JSON object per sample."""
     options = _options()
     behaviour: dict[str, Any] = {
         "latency_seconds": 0.5,
@@ -57,11 +56,8 @@ def main() -> None:
         Client(settings) as client,
         ground.Workers.run(settings) as workers,
     ):
-        samples = []
         for one in _samples(client, workers.processes[0], options.minutes):
             print(json.dumps(asdict(one)), flush=True)
-            samples.append(one)
-        print(json.dumps(_compared(samples)))
 
 
 def _options() -> argparse.Namespace:
@@ -110,18 +106,6 @@ def _sample(worker: psutil.Process, seconds: float, rate: float) -> Sample:
             len(worker.net_connections()),
             round(rate, 1),
         )
-
-
-def _compared(samples: Sequence[Sample]) -> dict[str, list[float]]:
-    """Give the means of the first half, without the first sample, and of the second."""
-    settled = samples[1:]
-    half = len(settled) // 2
-    fields = ("memory_mb", "threads", "files", "connections", "jobs_per_second")
-    return {
-        name: [round(mean(getattr(one, name) for one in part), 1) for part in halves]
-        for name in fields
-        for halves in ((settled[:half], settled[half:]),)
-    }
 
 
 if __name__ == "__main__":

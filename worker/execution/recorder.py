@@ -30,7 +30,7 @@ GROUP_CHARACTERS: Final = 4_000_000
 
 LINGER_SHARE: Final = 0.02
 """How long the first record of a group waits for company, as a share of what its call took: so
-much of a slot's time is given for records that come one by one, which cost ten times as much."""
+much of a slot's time is given: where records come one by one, transactions are what costs."""
 
 LINGER_SECONDS: Final = (0.01, 0.1)
 """How long that is at least and at most."""

@@ -3,7 +3,6 @@
 Each is read from an index, so that a look each few seconds costs little beside a million jobs.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -63,7 +62,7 @@ _HANDED_IN: Final = (
 
 def read(connection: Connection) -> Gauges:
     """Read all of them."""
-    jobs: dict[tuple[str, State], int] = defaultdict(int)
+    jobs: dict[tuple[str, State], int] = {}
     for state, statement in _COUNTS.items():
         for queue, count in connection.execute(statement):
             jobs[queue, state] = count
